@@ -1,0 +1,1 @@
+"""The model's accuracy, through lm-eval, behind one function."""

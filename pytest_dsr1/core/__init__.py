@@ -1,0 +1,1 @@
+"""Values and arithmetic: no pytest, no asyncio, no network, no files."""

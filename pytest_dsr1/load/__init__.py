@@ -1,0 +1,1 @@
+"""The load generator: turns a point and a URL into samples."""

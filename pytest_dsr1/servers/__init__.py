@@ -1,0 +1,1 @@
+"""One interface, and a variant for each way a server comes about."""
