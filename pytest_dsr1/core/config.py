@@ -109,6 +109,7 @@ class SweepConfig:
 
     None means "not said", where a server or the engine decides.
 
+    :param model_from_environment: MODEL said it: a preference that another server's model overrides.
     :param prompt_seed: Seed of the session's prompts; recorded with every result.
     :param tp: Tensor parallelism as typed; a result whose server says nothing counts it as assumed.
     :param accuracy: Whether the gate is evaluated (`--accuracy gate`) or left out (`off`).
@@ -122,6 +123,7 @@ class SweepConfig:
     server_url: str | None = None
     flush_cache: bool = True
     model: str | None = None
+    model_from_environment: bool = False
     tokenizer: str | None = None
     vocab_size: int | None = None
     port: int = 8888

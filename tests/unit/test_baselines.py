@@ -1,0 +1,161 @@
+"""The B200 table is data that is looked up, compared with and audited, never corrected."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_dsr1.core.baselines import B200Table, BaselineError, compare
+from pytest_dsr1.core.config import ALL_SCENARIOS, CONCURRENCIES, Point, Scenario
+
+TEXT = (Path(__file__).parents[2] / "baselines" / "b200_nv1126.json").read_text(encoding="utf-8")
+TABLE = B200Table.from_json(TEXT, name="b200_nv1126.json")
+
+#: GPUs that each row implies, as worked out by hand from Little's law, in the order of the table.
+GPUS_IMPLIED = (8.18, 6.44, 8.22, 8.21, 8.19, 8.34, 8.22, 8.22, 8.55, 8.25, 8.33, 8.16, 8.24, 8.23, 4.12)
+
+
+def point(isl: int, osl: int, conc: int) -> Point:
+    """Short for a configuration."""
+    return Point(Scenario(isl, osl), conc)
+
+
+def altered(**changes: Any) -> str:
+    """The table with its first row changed."""
+    document = json.loads(TEXT)
+    document["rows"][0] |= changes
+    return json.dumps(document)
+
+
+class TestTable:
+    """What was published, by configuration."""
+
+    def test_all_fifteen_configurations_have_a_row(self) -> None:
+        """Three scenarios at five concurrencies, and nothing else."""
+        expected = [Point(scenario, conc) for scenario in ALL_SCENARIOS for conc in CONCURRENCIES]
+        assert [row.point for row in TABLE.rows] == expected
+
+    def test_a_row_is_found_by_its_configuration(self) -> None:
+        """Figures are as published."""
+        row = TABLE.row(point(8192, 1024, 32))
+        assert row is not None
+        assert (row.median_e2e_ms, row.median_interactivity, row.tput_per_gpu) == (18146, 51.698, 1776.218)
+
+    @pytest.mark.parametrize("unknown", [point(128, 128, 4), point(1024, 1024, 5), point(8192, 8192, 4)], ids=str)
+    def test_elsewhere_nothing_was_published(self, unknown: Point) -> None:
+        """Not an error: such a result has no ratios."""
+        assert TABLE.row(unknown) is None
+
+
+class TestCompare:
+    """Exact quotients, under the names of the original's result file."""
+
+    def test_the_golden_result_comes_out_to_the_last_digit(self, shared: Path) -> None:
+        """Keys, nesting, order, integers that stay integers, and full precision."""
+        golden = json.loads((shared / "golden" / "result_isl1024_osl1024_conc16.json").read_text())
+        row = TABLE.row(point(1024, 1024, 16))
+        assert row is not None
+        comparison = compare(golden, row)
+        assert json.dumps(comparison) == json.dumps({key: golden[key] for key in golden if key in comparison})
+        assert len(comparison) == 4
+
+    def test_a_figure_that_is_unknown_has_no_ratio(self) -> None:
+        """Without a number of GPUs there is no throughput per GPU to compare; the rest is compared."""
+        row = TABLE.row(point(1024, 1024, 16))
+        assert row is not None
+        comparison = compare({"median_e2el_ms": 20814.0}, row)
+        assert comparison["median_e2e_ratio_vs_b200_1126"] == 2.0
+        assert comparison.keys() == {"b200_baseline_nv1126", "median_e2e_ratio_vs_b200_1126"}
+
+
+class TestAudit:
+    """What does not add up within a published row."""
+
+    def test_gpus_implied_by_littles_law(self) -> None:
+        """CONC * 0.9 * (ISL + OSL) / E2E over the throughput per GPU."""
+        implied = [row.gpus_implied(TABLE.range_ratio) for row in TABLE.rows]
+        assert implied == pytest.approx(GPUS_IMPLIED, abs=0.006)
+
+    def test_exactly_the_rows_that_fail_the_audit_carry_a_remark(self) -> None:
+        """The remarks in the data are what the arithmetic finds, no more and no less."""
+        assert TABLE.audit().keys() == {row.point for row in TABLE.rows if row.remark}
+
+    def test_it_says_what_is_wrong(self) -> None:
+        """Two rows are of another number of GPUs, two of another run's interactivity."""
+        audit = TABLE.audit()
+        assert audit[point(1024, 1024, 8)] == ("latency and throughput per GPU imply 6.44 GPUs, not 8",)
+        assert audit[point(8192, 1024, 64)] == ("latency and throughput per GPU imply 4.12 GPUs, not 8",)
+        for conc16 in (point(1024, 1024, 16), point(1024, 8192, 16)):
+            assert "decoding alone takes 1.0" in audit[conc16][0]
+
+    def test_a_corrected_row_passes(self) -> None:
+        """217.064 instead of 271.064 implies 8.04 GPUs: the digits changed places."""
+        document = json.loads(TEXT)
+        document["rows"][1]["tput_per_gpu"] = 217.064
+        assert point(1024, 1024, 8) not in B200Table.from_json(json.dumps(document)).audit()
+
+
+class TestValidation:
+    """A file that is wrong is refused with file, row and field."""
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"median_e2e_ms": 0}, r"t\.json, row 1 \(1024/1024/4\): median_e2e_ms is 0, must be a number above 0"),
+            ({"tput_per_gpu": "131"}, r"tput_per_gpu is \"131\", must be a number"),
+            ({"tput_per_gpu": True}, "tput_per_gpu is true, must be a number"),
+            ({"tput_per_gpu": float("nan")}, "tput_per_gpu is NaN, must be a number"),
+            ({"median_interactivity": 10**400}, "median_interactivity is 1000.*, must be a number"),
+            ({"isl": 10.5}, "row 1: isl is 10.5, must be a whole number"),
+            ({"remark": None}, "remark is null, must be a text"),
+            ({"remarks": ""}, "row 1: has remarks, which means nothing"),
+            ({"conc": 8}, "row 2: a second row for isl1024-osl1024-conc8"),
+        ],
+    )
+    def test_a_wrong_row(self, changes: dict[str, Any], message: str) -> None:
+        """The message is enough to find and repair it."""
+        with pytest.raises(BaselineError, match=message):
+            B200Table.from_json(altered(**changes), name="t.json")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{", "t.json: not JSON"),
+            ("[" * 100_000, "t.json: not JSON"),
+            ("[]", "t.json: is a list, must be an object"),
+            ('{"rows": []}', "t.json: lacks name, source, gpus, range_ratio, remark"),
+            (TEXT.replace('"range_ratio": 0.8', '"range_ratio": 1.2'), "range_ratio is 1.2, must be at most 1"),
+            (TEXT.replace('"gpus": 8', '"gpus": 0'), "t.json: gpus is 0"),
+            (json.dumps(json.loads(TEXT) | {"rows": []}), "rows must be a list with at least one row"),
+            (json.dumps(json.loads(TEXT) | {"source": ""}), 'source is "", must be a non-empty text'),
+        ],
+        ids=lambda value: value[:30],
+    )
+    def test_a_wrong_file(self, text: str, message: str) -> None:
+        """Likewise for what stands above the rows."""
+        with pytest.raises(BaselineError, match=message):
+            B200Table.from_json(text, name="t.json")
+
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["name", "source", "gpus", "rows", "isl", "osl", "conc"]), inner)
+            ),
+        )
+    )
+    def test_garbage_is_refused_in_one_way(self, garbage: Any) -> None:
+        """Nothing but a BaselineError leaves the parser, whatever one value is replaced by."""
+        with pytest.raises(BaselineError):
+            B200Table.from_json(json.dumps(garbage))
+        # A valid value by chance is no error; any other exception fails the test.
+        for key in ("gpus", "rows", "range_ratio", "name"):
+            with contextlib.suppress(BaselineError):
+                B200Table.from_json(json.dumps(json.loads(TEXT) | {key: garbage}))

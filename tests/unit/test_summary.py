@@ -1,0 +1,91 @@
+"""summary.txt: the words, and that they are right at every moment."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pytest_dsr1.core.config import Mode, Scenario
+from pytest_dsr1.core.summary import Batch, PointState, Status, render_summary
+
+STARTED = time.mktime((2025, 11, 25, 15, 0, 0, 0, 0, -1))
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch(
+        scenario=Scenario(1024, 1024),
+        mode=Mode.SUBMIT,
+        folder="batch_isl1024_osl1024_20251125_150000",
+        started=STARTED,
+        points=tuple(PointState(conc=conc, tests=("test_accuracy", "test_perf")) for conc in (4, 8, 16, 32, 64)),
+    )
+
+
+def ended(conc: int, status: Status, elapsed_s: float, reason: str = "") -> PointState:
+    return PointState(conc=conc).started_at(STARTED).ended(status, STARTED + elapsed_s, reason)
+
+
+def test_every_status_has_its_words(batch: Batch) -> None:
+    """A batch with one point of each kind reads as the contract says, to the letter."""
+    batch = (
+        batch.with_point(ended(4, Status.PASSED, 180.2))
+        .with_point(ended(8, Status.FAILED, 41, "accuracy gate: word_perplexity 3.4012 > 3.3498"))
+        .with_point(ended(16, Status.INTERRUPTED, 12))
+        .with_point(PointState(conc=64).started_at(STARTED + 581))
+        .with_note("server: started once")
+    )
+
+    assert render_summary(batch) == (
+        """\
+Multi-Concurrency Test Results
+ISL: 1024, OSL: 1024
+Mode: submit
+Time: Tue Nov 25 15:00:00 2025
+============================================
+
+[1/5] ISL=1024 OSL=1024 CONC=4: PASSED (180s)
+[2/5] ISL=1024 OSL=1024 CONC=8: FAILED (41s) accuracy gate: word_perplexity 3.4012 > 3.3498
+[3/5] ISL=1024 OSL=1024 CONC=16: INTERRUPTED (12s)
+[4/5] ISL=1024 OSL=1024 CONC=32: NOT RUN
+[5/5] ISL=1024 OSL=1024 CONC=64: STARTED 15:09:41
+
+============================================
+Multi-Concurrency Test Incomplete!
+============================================
+Total tests: 5
+Passed: 1
+Failed: 1
+
+Results saved in: batch_isl1024_osl1024_20251125_150000/
+============================================
+server: started once
+"""
+    )
+
+
+def test_complete_once_every_point_passed_or_failed(batch: Batch) -> None:
+    """A failure completes a batch as well as a success does; nothing else does."""
+    for conc in (4, 8, 16, 32):
+        batch = batch.with_point(ended(conc, Status.PASSED, 1))
+    assert not batch.complete
+    assert not batch.with_point(ended(64, Status.INTERRUPTED, 1)).complete
+    assert "Test Complete!" in render_summary(batch.with_point(ended(64, Status.FAILED, 1, "why")))
+
+
+def test_reason_stays_on_its_line(batch: Batch) -> None:
+    """A reason of several lines becomes one: a reader of the file goes by lines."""
+    text = render_summary(batch.with_point(ended(4, Status.FAILED, 1, "first\n  second")))
+    assert "CONC=4: FAILED (1s) first second\n" in text
+
+
+def test_survives_json(batch: Batch) -> None:
+    """What is stored is what is read back."""
+    batch = batch.with_point(ended(8, Status.FAILED, 3.5, "why")).with_note("a note")
+    assert Batch.from_fields(batch.to_fields(), batch.folder) == batch
+
+
+def test_note_is_said_once(batch: Batch) -> None:
+    """The same note twice is one line."""
+    assert batch.with_note("a").with_note("a").notes == ("a",)
