@@ -1,0 +1,79 @@
+"""What every process of a sweep knows from its start: the configuration, and what a resumed batch still misses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_dsr1 import options
+from pytest_dsr1.core.config import Point, SweepConfig
+
+if TYPE_CHECKING:
+    # Imported where they are used: until a sweep is asked for, a project pays for none of what they need.
+    from pytest_dsr1.journal import Journal
+    from pytest_dsr1.session import Sweep
+
+#: In every process that takes part in a sweep.
+SWEEP_CONFIG = pytest.StashKey[SweepConfig]()
+#: (point, test) still to be run; None: all of them.
+MISSING = pytest.StashKey[frozenset[tuple[Point, str]] | None]()
+#: Only in the process that owns the session.
+SWEEP: pytest.StashKey[Sweep] = pytest.StashKey()
+
+
+def worker_input(config: pytest.Config) -> dict[str, Any] | None:
+    """What the controller gave to this process; None if it is no xdist worker."""
+    given: Mapping[str, Any] | None = getattr(config, "workerinput", None)
+    return None if given is None else dict(given.get("dsr1", {}))
+
+
+def activate(config: pytest.Config, typed: options.Typed) -> None:
+    """Make the sweep that was typed, and register what runs it.
+
+    :raises pytest.UsageError: It cannot be made.
+    """
+    environ, given = options.environment(), worker_input(config)
+    journals = [_reopen(config.rootpath / folder) for folder in typed.get("--resume", ())]
+    if journals:
+        values = options.resumed_values(typed, {journal.folder: journal.options for journal in journals})
+    else:
+        values = options.parse_options(typed, environ)
+    sweep_config = options.make_config(values, typed, environ, config.rootpath)
+    if given:
+        sweep_config = replace(sweep_config, prompt_seed=given["prompt_seed"])
+    config.stash[SWEEP_CONFIG] = sweep_config
+    config.stash[MISSING] = None if not journals or _selects_by_name(config) else _missing(journals)
+    if given is None:
+        from pytest_dsr1.session import Sweep
+
+        sweep = Sweep(config, sweep_config, values, journals)
+        config.stash[SWEEP] = sweep
+        config.pluginmanager.register(sweep, "dsr1_sweep")
+
+
+def _reopen(folder: Path) -> Journal:
+    from pytest_dsr1.journal import Journal, JournalError
+
+    try:
+        return Journal.reopen(folder.resolve())
+    except JournalError as error:
+        raise pytest.UsageError(f"--resume: {error}") from None
+
+
+def _selects_by_name(config: pytest.Config) -> bool:
+    """Whether tests were named, so that a resumed batch measures them again even if it has them."""
+    return bool(config.option.keyword or config.option.markexpr or any("::" in arg for arg in config.args))
+
+
+def _missing(journals: list[Journal]) -> frozenset[tuple[Point, str]]:
+    return frozenset(
+        (Point(journal.batch.scenario, state.conc), test)
+        for journal in journals
+        for state in journal.batch.points
+        if not state.status.finished
+        for test in state.tests
+    )

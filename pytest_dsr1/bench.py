@@ -1,0 +1,187 @@
+"""Measures points on one server: the accuracy of each once, then its performance, each result on disk at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_dsr1 import accuracy as accuracy_package
+from pytest_dsr1.accuracy.documents import AccuracyTask, task_for
+from pytest_dsr1.accuracy.evaluate import AccuracyMeasurement, evaluate, warm_up_imports
+from pytest_dsr1.core import accuracy_baselines
+from pytest_dsr1.core.baselines import B200Table
+from pytest_dsr1.core.config import Mode, Point, Scenario, SweepConfig
+from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, GateStatus, Verdict, judge
+from pytest_dsr1.core.result import AccuracyRecord, LoadRecord, Result, make_result
+from pytest_dsr1.core.samples import LoadRun
+from pytest_dsr1.core.server import Served
+from pytest_dsr1.journal import result_path, samples_path, write_atomically
+from pytest_dsr1.load.closed_loop import run_point
+from pytest_dsr1.load.prompts import PromptPlan, plan_prompts
+from pytest_dsr1.progress import Progress
+from pytest_dsr1.resources import baseline_text, baselines_dir
+from pytest_dsr1.samples_file import samples_to_bytes
+from pytest_dsr1.vocabulary import Endpoint, Tokenizer, VocabSize, VocabularyError, find_tokenizer, find_vocab_size
+
+
+def published_baselines() -> tuple[AccuracyBaseline, ...]:
+    """The project's own accuracy baselines, of all files in `baselines/`."""
+    files = sorted(baselines_dir().glob("accuracy_*.json"))
+    return tuple(
+        one for file in files for one in accuracy_baselines.from_json(file.read_text(encoding="utf-8"), file.name)
+    )
+
+
+def b200_table() -> B200Table:
+    name = "b200_nv1126.json"
+    return B200Table.from_json(baseline_text(name), name=name)
+
+
+def given_baselines(path: Path | None) -> tuple[AccuracyBaseline, ...]:
+    """Those of `--accuracy-baseline`.
+
+    :raises OSError, ValueError: The file cannot be read, or holds none.
+    """
+    return () if path is None else accuracy_baselines.from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+@dataclass
+class Bench:
+    """One session's measurements on one server. Nothing is measured twice, whoever asks.
+
+    :param flush_cache: Empties the server's prefix cache, or does nothing.
+    :param folders: Batch folder of each scenario.
+    :param progress: Told how far a measurement is.
+    """
+
+    config: SweepConfig
+    served: Served
+    flush_cache: Callable[[], None]
+    folders: Mapping[Scenario, Path]
+    progress: Progress
+    _accuracies: dict[Point, AccuracyRecord] = field(default_factory=dict)
+    _task: AccuracyTask | None = None
+    _tokenizer: Tokenizer | None = None
+    _plan: tuple[PromptPlan, VocabSize] | None = None
+    _b200: B200Table = field(default_factory=b200_table)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self.served.url, self.served.model, self.served.info)
+
+    def prepare(self) -> None:
+        """Do what takes the client's CPU and needs no server clock: imports, corpus, tokenizer."""
+        if self.config.accuracy:
+            warm_up_imports()
+            self._task = self._accuracy_task()
+
+    def accuracy(self, point: Point) -> AccuracyRecord:
+        """What the gate says of `point`, measured at its concurrency; written down before anybody judges it."""
+        if point not in self._accuracies:
+            record = self._measure_accuracy(point) if self.config.accuracy else AccuracyRecord(verdict=NOT_RUN)
+            self._accuracies[point] = record
+            if self.config.accuracy:
+                self._write(point, record, None)
+        return self._accuracies[point]
+
+    def _measure_accuracy(self, point: Point) -> AccuracyRecord:
+        try:
+            task = self._accuracy_task()
+            if self._tokenizer is None:
+                self._tokenizer = find_tokenizer(self.config.tokenizer, self.endpoint)
+            self.flush_cache()
+            with self.progress.accuracy(point) as report:
+                measured = evaluate(task, self.endpoint, self._tokenizer, point.conc, progress=report)
+        except (accuracy_package.AccuracyError, VocabularyError) as error:
+            return AccuracyRecord(verdict=Verdict(GateStatus.FAILED, f"accuracy: {error}"))
+        baseline = accuracy_baselines.applicable(
+            self.served.model,
+            measured.task,
+            published=published_baselines(),
+            given=given_baselines(self.config.accuracy_baseline),
+            submit=self.config.mode is Mode.SUBMIT,
+        )
+        verdict = judge(measured.figures, baseline, model=self.served.model, task=measured.task)
+        if self.config.record_accuracy_baseline is not None:
+            self._record_baseline(self.config.record_accuracy_baseline, measured)
+        details = asdict(measured)
+        del details["figures"]
+        return AccuracyRecord(verdict=verdict, figures=measured.figures, details=details)
+
+    def _accuracy_task(self) -> AccuracyTask:
+        if self._task is None:
+            self._task = task_for(
+                reference=self.served.is_reference,
+                data=self.config.accuracy_data,
+                limit=self.config.accuracy_limit,
+            ).within(self.served.context_length)
+        return self._task
+
+    def _record_baseline(self, path: Path, measured: AccuracyMeasurement) -> None:
+        known = given_baselines(path) if path.exists() else ()
+        source = (
+            f"measured {time.strftime('%Y-%m-%d')} at CONC {measured.concurrency} on {self.served.engine} "
+            f"with pytest --record-accuracy-baseline, ids by {measured.tokenizer}"
+        )
+        new = AccuracyBaseline(self.served.model, measured.task, measured.figures, source)
+        write_atomically(path, accuracy_baselines.to_json(accuracy_baselines.merged(known, new)))
+
+    def load(self, point: Point) -> LoadRecord:
+        """Measure `point` under load. The raw samples are on disk when this returns."""
+        plan, vocab = self._prompt_plan()
+        prompts = plan.at(point)
+        self.flush_cache()
+        with self.progress.load(point) as report:
+            run = run_point(self.served.url, self.served.model, point, prompts, self.config.limits, on_progress=report)
+        return LoadRecord(
+            run=run,
+            vocab_size=vocab.size,
+            vocab_source=vocab.source,
+            prompts_sha256=prompts.sha256,
+            samples_file=self._keep_samples(point, run),
+        )
+
+    def _prompt_plan(self) -> tuple[PromptPlan, VocabSize]:
+        if self._plan is None:
+            vocab = find_vocab_size(self.config.vocab_size, self.endpoint, self._tokenizer)
+            self._plan = plan_prompts(self.config, vocab.size), vocab
+        return self._plan
+
+    def _keep_samples(self, point: Point, run: LoadRun) -> tuple[str, str]:
+        path = samples_path(self.folders[point.scenario], point)
+        content = samples_to_bytes(run)
+        write_atomically(path, content)
+        return path.name, hashlib.sha256(content).hexdigest()
+
+    def record(self, point: Point, load: LoadRecord) -> Result:
+        """The result of `point`, written before anybody judges it."""
+        return self._write(point, self.accuracy(point), load)
+
+    def _write(self, point: Point, accuracy: AccuracyRecord, load: LoadRecord | None) -> Result:
+        result = make_result(
+            point,
+            self.config,
+            self.served,
+            accuracy,
+            load,
+            performance_due=self.config.mode is not Mode.ACC,
+            b200=self._b200,
+            written=time.time(),
+        )
+        write_atomically(result_path(self.folders[point.scenario], point), result.to_json())
+        return result
+
+
+def served_to_json(served: Served) -> str:
+    """For an xdist worker, which measures on the controller's server."""
+    return json.dumps({**asdict(served), "info": dict(served.info)}, default=str)
+
+
+def served_from_json(text: str) -> Served:
+    fields: dict[str, Any] = json.loads(text)
+    return Served(**fields)

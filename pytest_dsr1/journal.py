@@ -1,0 +1,200 @@
+"""The batch folder: what is written when, so that whatever kills a run, the folder tells the truth.
+
+`batch.json` is the state, `summary.txt` its picture; both are replaced whole, and flushed to the disk, at each change.
+A result is written before anything is said about it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pytest_dsr1.core.config import Mode, Point, Scenario
+from pytest_dsr1.core.result import Result
+from pytest_dsr1.core.summary import Batch, PointState, Status, render_summary
+
+# Format history of batch.json:
+# 1 - {"schema_version", "options": {name: text}, "batch": core.summary.Batch.to_fields()}
+SCHEMA_VERSION = 1
+STATE_NAME = "batch.json"
+SUMMARY_NAME = "summary.txt"
+
+
+class JournalError(ValueError):
+    """A folder that is no batch, or one of another version."""
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`, so that at any moment either the old or the new is there, whole."""
+    data = content.encode() if isinstance(content, str) else content
+    # A name that a killed run leaves, and the next one overwrites.
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def result_path(folder: Path, point: Point) -> Path:
+    return folder / f"result_isl{point.isl}_osl{point.osl}_conc{point.conc}.json"
+
+
+def samples_path(folder: Path, point: Point) -> Path:
+    return folder / f"samples_isl{point.isl}_osl{point.osl}_conc{point.conc}.npz"
+
+
+def new_folder(reports: Path, scenario: Scenario, started: float) -> Path:
+    """Make an empty batch folder; a second one in the same second gets `_2`.
+
+    :raises OSError: `reports` cannot be written to.
+    """
+    reports.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d_%H%M%S", time.localtime(started))
+    name, number = f"batch_isl{scenario.isl}_osl{scenario.osl}_{stamp}", 1
+    while True:
+        folder = reports / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        _point_latest(reports, folder)
+        return folder
+
+
+def _point_latest(reports: Path, folder: Path) -> None:
+    partial = reports / ".latest.partial"
+    # A convenience: a file system without links, or a file of that name, is no reason to stop.
+    with suppress(OSError):
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(folder.name)
+        partial.replace(reports / "latest")
+
+
+class Journal:
+    """One batch folder being written; the only thing that changes its state."""
+
+    def __init__(
+        self, folder: Path, batch: Batch, options: Mapping[str, Any], now: Callable[[], float] = time.time
+    ) -> None:
+        self.folder = folder
+        self.batch = batch
+        self.options = options
+        self._now = now
+
+    @classmethod
+    def create(
+        cls,
+        reports: Path,
+        scenario: Scenario,
+        mode: Mode,
+        options: Mapping[str, Any],
+        now: Callable[[], float] = time.time,
+    ) -> Journal:
+        """Begin a batch that has no points yet.
+
+        :raises OSError: The folder cannot be made.
+        """
+        started = now()
+        folder = new_folder(reports, scenario, started)
+        journal = cls(folder, Batch(scenario=scenario, mode=mode, folder=folder.name, started=started), options, now)
+        journal._write()
+        return journal
+
+    @classmethod
+    def reopen(cls, folder: Path, now: Callable[[], float] = time.time) -> Journal:
+        """Go on with an interrupted batch: what was measured counts, what was under way does not.
+
+        :raises JournalError: It is no batch folder.
+        """
+        state = folder / STATE_NAME
+        try:
+            fields = json.loads(state.read_text(encoding="utf-8"))
+            version = fields["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise JournalError(f"{state} has schema version {version!r}, this version reads {SCHEMA_VERSION}")
+            batch, options = Batch.from_fields(fields["batch"], folder.name), dict(fields["options"])
+        except OSError as error:
+            raise JournalError(f"{folder} is no batch folder: {STATE_NAME} cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, JournalError):
+                raise
+            raise JournalError(f"{state} is damaged ({type(error).__name__}: {error}); it cannot be resumed") from None
+        journal = cls(folder, batch, options, now)
+        journal._adopt_finished()
+        return journal
+
+    def _adopt_finished(self) -> None:
+        """Count points whose result was on disk when the run was killed, before the summary could say so."""
+        for state in self.batch.points:
+            if state.status not in (Status.STARTED, Status.INTERRUPTED):
+                continue
+            result = self._result_since(state)
+            if result is not None and result.status is not None:
+                status = Status.PASSED if result.status == "PASSED" else Status.FAILED
+                self.batch = self.batch.with_point(state.ended(status, result.written, result.reason))
+
+    def _result_since(self, state: PointState) -> Result | None:
+        """The result that this start of the point wrote, not one that it was to replace."""
+        path = result_path(self.folder, Point(self.batch.scenario, state.conc))
+        try:
+            result = Result.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return result if state.started is not None and result.written >= state.started else None
+
+    def select(self, tests: Mapping[int, tuple[str, ...]]) -> None:
+        """Set what belongs to the batch: concurrency to the names of its selected tests, in sweep order.
+
+        Points that are there already keep their state; a point that is left out is forgotten.
+        """
+        known = {state.conc: state for state in self.batch.points}
+        points = tuple(known.get(conc, PointState(conc=conc, tests=names)) for conc, names in tests.items())
+        self.batch = replace(self.batch, points=points)
+        self._write()
+
+    def start(self, conc: int) -> None:
+        self._set(self.batch.point(conc).started_at(self._now()))
+
+    def end(self, conc: int, status: Status, reason: str = "") -> None:
+        self._set(self.batch.point(conc).ended(status, self._now(), reason))
+
+    def note(self, line: str) -> None:
+        """Add a line after the summary's last ruler, once."""
+        self.batch = self.batch.with_note(line)
+        self._write()
+
+    def discard_if_empty(self) -> bool:
+        """Remove the folder of a batch to which no point was selected."""
+        if self.batch.points:
+            return False
+        for name in (STATE_NAME, SUMMARY_NAME):
+            (self.folder / name).unlink(missing_ok=True)
+        latest = self.folder.parent / "latest"
+        with suppress(OSError):
+            if latest.is_symlink() and latest.readlink() == Path(self.folder.name):
+                latest.unlink()
+            self.folder.rmdir()
+        return True
+
+    def _set(self, state: PointState) -> None:
+        self.batch = self.batch.with_point(state)
+        self._write()
+
+    def _write(self) -> None:
+        state = {"schema_version": SCHEMA_VERSION, "options": dict(self.options), "batch": self.batch.to_fields()}
+        # The state first: it is what a resumed run believes.
+        write_atomically(self.folder / STATE_NAME, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / SUMMARY_NAME, render_summary(self.batch))

@@ -1,0 +1,228 @@
+"""Command line, environment and ini file become one SweepConfig; every usage error is worded here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_dsr1.core.config import CONCURRENCIES, Engine, LoadLimits, Mode, Scenario, SweepConfig
+from pytest_dsr1.option_table import BY_NAME, OPTIONS, Option
+
+#: What was typed: option name to its text, texts of a repeatable one, or True of a flag.
+Typed = Mapping[str, Any]
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options; texts stay texts, so that one place words the errors."""
+    group = parser.getgroup("dsr1", "DeepSeek-R1 serving benchmark")
+    for option in OPTIONS:
+        if option.flag:
+            group.addoption(option.name, dest=option.dest, action="store_true", default=None, help=option.help)
+        else:
+            action = "append" if option.repeatable else "store"
+            group.addoption(
+                option.name, dest=option.dest, action=action, default=None, metavar=option.metavar, help=option.help
+            )
+        kind: Any = "bool" if option.flag else "args" if option.repeatable else "string"
+        # Not typed in the ini file must be told apart from an empty value, hence None as the default.
+        parser.addini(option.dest, f"Default of {option.name}", type=kind, default=None)
+
+
+def typed_options(config: pytest.Config) -> dict[str, Any]:
+    """The options that stand on the command line or in the ini file; the environment is not looked at."""
+    typed: dict[str, Any] = {}
+    for option in OPTIONS:
+        value = config.getoption(option.dest)
+        value = config.getini(option.dest) if value is None else value
+        if value not in (None, [], False):
+            typed[option.name] = value
+    return typed
+
+
+def asks_for_sweep(typed: Typed) -> bool:
+    """Whether anything is to be measured; until then the plugin does nothing."""
+    return any(name in typed for name in ("--isl", "--osl", "--scenario", "--resume"))
+
+
+def _usage(option: str, value: object, accepted: str) -> pytest.UsageError:
+    return pytest.UsageError(f"{option}: {value!r} is not accepted; use {accepted}")
+
+
+def _parse(option: Option, text: str, source: str) -> Any:
+    try:
+        return option.parse(text)
+    except (ValueError, KeyError):
+        raise _usage(source, text, option.accepted) from None
+
+
+def parse_options(typed: Typed, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Every option that has a value, parsed: as typed, else from its environment variable.
+
+    :raises pytest.UsageError: A value is not accepted.
+    """
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        if option.name in typed:
+            raw = typed[option.name]
+            if option.flag:
+                values[option.name] = bool(raw)
+            elif option.repeatable:
+                values[option.name] = tuple(_parse(option, text, option.name) for text in raw)
+            else:
+                values[option.name] = _parse(option, raw, option.name)
+        elif option.environment and environ.get(option.environment):
+            values[option.name] = _parse(option, environ[option.environment], f"{option.environment} (environment)")
+    return values
+
+
+def _scenarios_of(values: Mapping[str, Any]) -> tuple[Scenario, ...]:
+    isl, osl, scenarios = (values.get(name) for name in ("--isl", "--osl", "--scenario"))
+    if scenarios is not None:
+        if isl is not None or osl is not None:
+            raise pytest.UsageError("--scenario excludes --isl and --osl; type one or the other")
+        return tuple(scenarios)
+    if isl is None or osl is None:
+        missing, given, value = ("--isl", "--osl", osl) if isl is None else ("--osl", "--isl", isl)
+        raise pytest.UsageError(f"{given} {value} without {missing}; type both, as in: pytest --isl 1024 --osl 1024")
+    return (Scenario(isl, osl),)
+
+
+def _mode_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> Mode:
+    mode, team = values.get("--mode"), values.get("--submit-team")
+    if team is not None and mode not in (None, Mode.SUBMIT):
+        raise pytest.UsageError(f"--submit-team {team!r} implies --mode submit, but --mode {mode} was typed; drop one")
+    if team is None and mode is Mode.SUBMIT and not environ.get("TEAM_NAME_ENV", "").strip():
+        raise pytest.UsageError("--mode submit needs a team; type --submit-team NAME or set TEAM_NAME_ENV")
+    if team is not None or mode is Mode.SUBMIT:
+        raise pytest.UsageError("submission (--mode submit, --submit-team) is not built yet; use --mode perf")
+    return mode or Mode.PERF
+
+
+def make_config(values: Mapping[str, Any], typed: Typed, environ: Mapping[str, str], rootdir: Path) -> SweepConfig:
+    """The sweep that parsed options ask for.
+
+    :param typed: What was typed, to tell it from the environment.
+    :param rootdir: What relative report folders are relative to.
+    :raises pytest.UsageError: Options contradict each other, or ask for what is not built yet.
+    """
+    scenarios, mode = _scenarios_of(values), _mode_of(values, environ)
+    engine = values.get("--engine", Engine.AUTO)
+    urls = values.get("--server-url", ())
+    if engine is Engine.SGLANG:
+        raise pytest.UsageError(
+            "--engine sglang is not built yet; start the server yourself and type --server-url http://127.0.0.1:8888"
+        )
+    if urls and engine is Engine.REFERENCE:
+        raise pytest.UsageError(
+            f"--engine reference starts a server of its own, --server-url {urls[0]} names one; drop one"
+        )
+    if len(urls) > 1:
+        raise pytest.UsageError(
+            f"--server-url was typed {len(urls)} times; several servers are not built yet, type one"
+        )
+    if not values.get("--accuracy", True) and mode is Mode.ACC:
+        raise pytest.UsageError("--mode acc measures accuracy only, --accuracy off leaves it out; drop one")
+    if not values.get("--accuracy", True) and "--record-accuracy-baseline" in values:
+        raise pytest.UsageError("--record-accuracy-baseline needs an accuracy, --accuracy off leaves it out; drop one")
+    seed = values.get("--prompt-seed")
+    return SweepConfig(
+        scenarios=scenarios,
+        concurrencies=values.get("--conc", CONCURRENCIES),
+        mode=mode,
+        engine=engine,
+        server_url=urls[0] if urls else None,
+        flush_cache=not values.get("--no-flush-cache", False),
+        model=values.get("--model"),
+        model_from_environment="--model" not in typed,
+        tokenizer=values.get("--tokenizer"),
+        vocab_size=values.get("--vocab-size"),
+        port=values.get("--port", 8888),
+        tp=values.get("--tp"),
+        accuracy=values.get("--accuracy", True),
+        accuracy_data=values.get("--accuracy-data"),
+        accuracy_limit=values.get("--accuracy-limit"),
+        accuracy_baseline=values.get("--accuracy-baseline"),
+        record_accuracy_baseline=values.get("--record-accuracy-baseline"),
+        num_prompts=values.get("--num-prompts"),
+        random_range_ratio=values.get("--random-range-ratio", 1.0),
+        # A fixed default would let a second session on the same server find the first one's prompts in its cache.
+        prompt_seed=secrets.randbelow(2**32) if seed is None else seed,
+        limits=LoadLimits(
+            idle_timeout_s=values.get("--idle-timeout", 300.0), request_timeout_s=values.get("--request-timeout")
+        ),
+        reports_dir=rootdir / values.get("--reports-dir", Path("reports")),
+        resume=tuple((rootdir / folder).resolve() for folder in values.get("--resume", ())),
+        preflight=values.get("--preflight", False),
+    )
+
+
+def storable(values: Mapping[str, Any], scenario: Scenario) -> dict[str, Any]:
+    """The options of one batch as JSON texts, which `resumed_values` reads back."""
+    kept: dict[str, Any] = {"--isl": str(scenario.isl), "--osl": str(scenario.osl)}
+    for name, value in values.items():
+        if BY_NAME[name].stored and name not in ("--isl", "--osl", "--scenario"):
+            kept[name] = _text(name, value)
+    return kept
+
+
+def _text(name: str, value: Any) -> Any:
+    if name == "--accuracy":
+        return "gate" if value else "off"
+    if isinstance(value, bool):
+        return value
+    if BY_NAME[name].repeatable:
+        return [str(item) for item in value]
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def resumed_values(typed: Typed, stored: Mapping[Path, Typed]) -> dict[str, Any]:
+    """The options of interrupted batches, one folder each, checked against what was typed beside --resume.
+
+    :param stored: Folder to the options kept in it.
+    :raises pytest.UsageError: A typed option contradicts a folder's, or folders contradict each other.
+    """
+    merged: dict[str, Any] = {}
+    origin: dict[str, Path] = {}
+    scenarios: list[Scenario] = []
+    for folder, texts in stored.items():
+        values = parse_options(texts, {})
+        scenario = _scenarios_of(values)[0]
+        if scenario in scenarios:
+            raise pytest.UsageError(f"--resume: {folder} is a second batch of ISL/OSL {scenario}; resume one at a time")
+        scenarios.append(scenario)
+        for name in (option.name for option in OPTIONS if option.stored and option.name not in ("--isl", "--osl")):
+            if origin and values.get(name) != merged.get(name):
+                raise pytest.UsageError(
+                    f"--resume: {name} is {merged.get(name)!r} in {next(iter(origin.values()))} "
+                    f"but {values.get(name)!r} in {folder}; resume them one at a time"
+                )
+            merged[name] = values.get(name)
+        origin[str(folder)] = folder
+    asked = parse_options(typed, {})
+    if {"--isl", "--osl", "--scenario"} & asked.keys():
+        asked_scenarios = _scenarios_of(asked)
+        if set(asked_scenarios) != set(scenarios):
+            raise pytest.UsageError(
+                f"--resume: the folders hold ISL/OSL {', '.join(map(str, scenarios))}, "
+                f"but {', '.join(map(str, asked_scenarios))} was typed; drop the lengths"
+            )
+    for name, value in asked.items():
+        if BY_NAME[name].stored and name not in ("--isl", "--osl", "--scenario") and value != merged.get(name):
+            kept = merged.get(name)
+            raise pytest.UsageError(
+                f"{name}: {_text(name, value)!r} contradicts the resumed batch, which has "
+                f"{'none' if kept is None else repr(_text(name, kept))}; drop it"
+            )
+        merged.setdefault(name, value)
+    merged["--scenario"] = tuple(scenarios)
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def environment() -> Mapping[str, str]:
+    """The process's environment; looked at only once a sweep is asked for."""
+    return os.environ

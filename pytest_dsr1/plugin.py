@@ -1,0 +1,50 @@
+"""The hooks; each hands over to the module that knows."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from pytest_dsr1 import collection, fixtures, options
+from pytest_dsr1.activation import MISSING, SWEEP_CONFIG, activate
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(fixtures, "dsr1_fixtures")
+    typed = options.typed_options(config)
+    if options.asks_for_sweep(typed):
+        activate(config, typed)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    collection.parametrize(metafunc, metafunc.config.stash.get(SWEEP_CONFIG, None))
+
+
+# trylast: whatever order other plugins put the tests in, accuracy comes before performance.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if SWEEP_CONFIG in config.stash:
+        dropped = collection.arrange(items, config.stash[SWEEP_CONFIG], config.stash[MISSING])
+        if dropped:
+            config.hook.pytest_deselected(items=dropped)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if collection.point_of(item) is not None:
+        fixtures.explain(item, report, call)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", ())
+    if any(collection.HINT in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(f"dsr1: {collection.HINT}")

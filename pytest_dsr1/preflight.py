@@ -1,0 +1,114 @@
+"""What can be found wrong before a server is started, and how long a sweep will take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_dsr1.core.config import Engine, Mode, SweepConfig
+from pytest_dsr1.progress import duration
+
+#: Bytes of result, samples and summary, roughly, per generated token; and what else must be free.
+_BYTES_PER_TOKEN = 4
+_SPARE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    passed: bool
+    message: str
+
+
+def checks(config: SweepConfig) -> tuple[Check, ...]:
+    """Look at all that needs no server: files that were named, corpus and its hash, room for the results."""
+    return tuple(check for look in (_folder, _baselines, _corpus, _tokenizer) for check in look(config))
+
+
+def lines(config: SweepConfig, found: tuple[Check, ...]) -> Iterator[str]:
+    """What --preflight prints."""
+    for check in found:
+        yield f"{'ok    ' if check.passed else 'FAILED'} {check.message}"
+    for point in config.points:
+        prompts = config.num_prompts_at(point)
+        load = f", {prompts:,} requests of {point.isl:,} + {point.osl:,} tokens" if config.mode is not Mode.ACC else ""
+        gate = "accuracy" if config.accuracy else "no accuracy"
+        yield f"would run {point.id}: {gate}{load}"
+    if (guess := _expected_s(config)) is not None:
+        yield f"at the speed of the B200 baselines the performance part takes about {duration(guess)}"
+
+
+def _expected_s(config: SweepConfig) -> float | None:
+    from pytest_dsr1.bench import b200_table
+
+    if config.mode is Mode.ACC:
+        return None
+    table, total = b200_table(), 0.0
+    for point in config.points:
+        row = table.row(point)
+        if row is None:
+            return None
+        total += config.num_prompts_at(point) / point.conc * row.median_e2e_ms / 1000
+    return total
+
+
+def _folder(config: SweepConfig) -> Iterator[Check]:
+    existing = next(folder for folder in (config.reports_dir, *config.reports_dir.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Check(False, f"--reports-dir: {config.reports_dir} cannot be made, {existing} is not a writable folder")
+        return
+    tokens = sum(config.num_prompts_at(point) * point.osl for point in config.points)
+    needed, free = tokens * _BYTES_PER_TOKEN + _SPARE_BYTES, shutil.disk_usage(existing).free
+    yield Check(
+        free >= needed,
+        f"--reports-dir: {free / 2**20:,.0f} MiB free at {existing}, about {needed / 2**20:,.0f} MiB needed",
+    )
+
+
+def _baselines(config: SweepConfig) -> Iterator[Check]:
+    from pytest_dsr1.bench import given_baselines, published_baselines
+
+    if not config.accuracy:
+        return
+    try:
+        given = given_baselines(config.accuracy_baseline)
+        yield Check(True, f"accuracy baselines: {len(published_baselines())} published, {len(given)} given")
+    except (OSError, ValueError) as error:
+        yield Check(False, f"--accuracy-baseline: {error}")
+    target = config.record_accuracy_baseline
+    if target is not None:
+        parent = target.absolute().parent
+        problem = "" if parent.is_dir() and os.access(parent, os.W_OK) else f": {parent} is not a writable folder"
+        yield Check(not problem, f"--record-accuracy-baseline: {target}{problem}")
+
+
+def _corpus(config: SweepConfig) -> Iterator[Check]:
+    from pytest_dsr1.accuracy import AccuracyError
+    from pytest_dsr1.accuracy.documents import heldout_task, wikitext_task
+
+    if not config.accuracy:
+        return
+    look: Callable[[], object]
+    if config.accuracy_data is not None:
+        look, name = (lambda: wikitext_task(config.accuracy_data)), f"--accuracy-data: {config.accuracy_data}"
+    elif config.engine is Engine.REFERENCE:
+        look, name = heldout_task, "accuracy corpus of the reference engine"
+    else:
+        return  # who serves, and so which corpus it is, is known only when the server answers
+    try:
+        look()
+        yield Check(True, f"{name} is whole")
+    except (AccuracyError, OSError) as error:
+        yield Check(False, f"{name}: {error}")
+
+
+def _tokenizer(config: SweepConfig) -> Iterator[Check]:
+    name = config.tokenizer
+    if name is None or not name.startswith(("/", ".", "~")):
+        return
+    folder = Path(name).expanduser()
+    yield Check(folder.is_dir(), f"--tokenizer: {folder} is {'a' if folder.is_dir() else 'no'} folder")

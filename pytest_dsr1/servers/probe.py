@@ -1,0 +1,119 @@
+"""The calls to a server that are not load: what it serves, what it says of itself, its cache."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from pytest_dsr1.core.server import Served, describe
+from pytest_dsr1.servers import ServerError
+
+#: Seconds for one of these calls; a healthy server answers in milliseconds, one busy with a long prefill in seconds.
+TIMEOUT_S = 30.0
+#: SGLang refuses to flush while requests are running; what was cancelled takes a moment to go.
+FLUSH_DEADLINE_S = 30.0
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` points to this machine, where no proxy may stand between."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def request(method: str, url: str, timeout_s: float = TIMEOUT_S) -> requests.Response:
+    """One call, without a proxy on loopback.
+
+    :raises requests.RequestException: No answer.
+    """
+    with requests.Session() as session:
+        session.trust_env = not is_loopback(url)
+        return session.request(method, url, timeout=timeout_s)
+
+
+def served_models(url: str, timeout_s: float = TIMEOUT_S) -> dict[str, dict[str, Any]]:
+    """The models that /v1/models names, with what it says of each.
+
+    :raises ServerError: No answer, or none that lists models.
+    """
+    try:
+        reply = request("GET", f"{url}/v1/models", timeout_s)
+    except requests.RequestException as error:
+        raise ServerError(
+            f"no server answers at {url} ({type(error).__name__}); start it, or correct --server-url"
+        ) from None
+    try:
+        models = {str(entry["id"]): dict(entry) for entry in reply.json()["data"]}
+    except (ValueError, KeyError, TypeError):
+        models = {}
+    if reply.status_code != 200 or not models:
+        raise ServerError(
+            f"{url}/v1/models answered HTTP {reply.status_code} and names no model; "
+            "an OpenAI-compatible server is needed there"
+        )
+    return models
+
+
+def is_healthy(url: str, timeout_s: float = TIMEOUT_S) -> bool:
+    """Whether /health answers 200. Never ask while measuring: SGLang runs a prefill for each."""
+    try:
+        return request("GET", f"{url}/health", timeout_s).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int | None = None) -> Served:
+    """Ask a running server what it is.
+
+    :param model: The one wanted; None: the only one that it serves.
+    :param insist: Whether another model than the wanted one is an error; if not, it is taken as a mere preference.
+    :raises ServerError: No answer, several models to choose from, or not the wanted one.
+    """
+    models = served_models(url)
+    listed = ", ".join(models)
+    if model not in models:
+        if model is not None and insist:
+            raise ServerError(f"--model {model!r} is not served at {url}, which names: {listed}; type one of these")
+        if len(models) > 1:
+            raise ServerError(f"{url} serves several models: {listed}; choose one with --model")
+        model = next(iter(models))
+    info: dict[str, Any] = {}
+    for path in ("model_info", "server_info"):
+        # Older servers have the same under get_…
+        info |= _json_object(f"{url}/{path}") or _json_object(f"{url}/get_{path}")
+    if "max_model_len" in models[model]:
+        info.setdefault("max_model_len", models[model]["max_model_len"])
+    return describe(url, model, info, tp)
+
+
+def _json_object(url: str) -> dict[str, Any]:
+    try:
+        reply = request("GET", url)
+        said = reply.json() if reply.status_code == 200 else {}
+    except (requests.RequestException, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def flush_cache(url: str, deadline_s: float = FLUSH_DEADLINE_S) -> str:
+    """Empty the server's prefix cache.
+
+    :return: Why it was not emptied; empty if it was, or if the server has no such call (404, 405).
+    """
+    until = time.monotonic() + deadline_s
+    while True:
+        try:
+            reply = request("POST", f"{url}/flush_cache")
+        except requests.RequestException as error:
+            return f"/flush_cache failed ({type(error).__name__})"
+        if reply.status_code in (200, 404, 405):
+            return ""
+        if time.monotonic() > until:
+            return f"/flush_cache still answers HTTP {reply.status_code} after {deadline_s:.0f} s"
+        time.sleep(0.2)  # busy: SGLang flushes only when nothing runs

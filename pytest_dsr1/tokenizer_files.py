@@ -1,0 +1,152 @@
+"""A model's tokenizer as its files describe it, in a folder or at the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+#: What is fetched from the hub: kilobytes to a few megabytes, never weights.
+_HUB_FILES = ("tokenizer_config.json", "config.json", "tokenizer.json")
+
+
+class TokenizerNotFoundError(LookupError):
+    """A source has no usable tokenizer; the text says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a model's files say; None for what they leave open.
+
+    :param encode: Text to ids, without special tokens.
+    :param prefix_token_id: BOS, else EOS.
+    :param vocab_size: Ids without added tokens, and never more than the model has rows for.
+    """
+
+    source: str
+    encode: Callable[[str], list[int]] | None
+    prefix_token_id: int | None
+    vocab_size: int | None
+
+
+def read_folder(folder: Path, source: str | None = None) -> TokenizerFiles:
+    """Read a Hugging Face model folder; nothing is fetched.
+
+    :param source: How errors and results name it; the folder itself by default.
+    :raises TokenizerNotFoundError: No such folder, or no file of use in it.
+    """
+    folder = folder.expanduser()
+    source = source or str(folder)
+    if not folder.is_dir():
+        raise TokenizerNotFoundError(f"there is no folder {source}")
+    settings, config = _json(folder / "tokenizer_config.json"), _json(folder / "config.json")
+    if (folder / "tokenizer.json").is_file():
+        return _from_tokenizer_json(folder, source, settings, config)
+    if settings:
+        return _from_transformers(folder, source)
+    if not config:
+        raise TokenizerNotFoundError(f"{source} has neither tokenizer.json nor tokenizer_config.json nor config.json")
+    return TokenizerFiles(source, None, _special_id(config), _positive(config.get("vocab_size")))
+
+
+def read_hub(name: str) -> TokenizerFiles:
+    """Read a model's files at the hub, or in its cache where HF_HUB_OFFLINE says so.
+
+    :raises TokenizerNotFoundError: The hub has none, or cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    found = None
+    for file in _HUB_FILES:
+        try:
+            found = Path(huggingface_hub.hf_hub_download(name, file))
+        except EntryNotFoundError as error:
+            # Also what a cache says that was filled without this file, or is empty.
+            missing: Exception = error
+        # The hub's client, its HTTP library and its checks of a name have a hierarchy each.
+        except Exception as error:
+            raise TokenizerNotFoundError(f"the hub has no {name} ({_first_line(error)})") from None
+    if found is None:
+        raise TokenizerNotFoundError(f"the hub has no tokenizer of {name} ({_first_line(missing)})")
+    return read_folder(found.parent, f"{name} at the hub")
+
+
+def _from_tokenizer_json(
+    folder: Path, source: str, settings: dict[str, object], config: dict[str, object]
+) -> TokenizerFiles:
+    # The file itself, not transformers: its classes may rebuild a tokenizer, and versions differ in adding BOS.
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # The Rust side raises plain Exception.
+    except Exception as error:
+        raise TokenizerNotFoundError(f"tokenizer.json of {source} cannot be read: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    names = (_content(settings.get(key)) for key in ("bos_token", "eos_token"))
+    ids = (tokenizer.token_to_id(name) for name in names if name is not None)
+    prefix = next((number for number in ids if number is not None), _special_id(config))
+    size = tokenizer.get_vocab_size(with_added_tokens=False)
+    rows = _positive(config.get("vocab_size"))
+    return TokenizerFiles(
+        source,
+        lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        prefix,
+        size if rows is None else min(size, rows),
+    )
+
+
+def _from_transformers(folder: Path, source: str) -> TokenizerFiles:
+    """A tokenizer in an older form (a SentencePiece model, say), which transformers knows how to read."""
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    # Whatever a tokenizer class raises: the folder is the user's.
+    except Exception as error:
+        raise TokenizerNotFoundError(f"the tokenizer of {source} cannot be read: {_first_line(error)}") from None
+    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return TokenizerFiles(
+        source,
+        lambda text: list(tokenizer(text, add_special_tokens=False).input_ids),
+        prefix,
+        _positive(tokenizer.vocab_size),
+    )
+
+
+def _json(path: Path) -> dict[str, object]:
+    """The object in a file; empty where there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _content(token: object) -> str | None:
+    """A special token's text: tokenizer_config.json has it plain, or as an object with `content`."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _special_id(config: dict[str, object]) -> int | None:
+    """The id of BOS, else of EOS, in config.json; a list of EOS ids begins with the one for plain text."""
+    for key in ("bos_token_id", "eos_token_id"):
+        value = config.get(key)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
