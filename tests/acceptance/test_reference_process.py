@@ -1,0 +1,128 @@
+"""The embedded engine as a process: clients that come and go, a parent that dies, a start that fails."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from pytest_dsr1.servers import ServerError
+from pytest_dsr1.servers.reference import ReferenceServer
+from tests import tiny_deepseek
+from tests.engine_client import DEADLINE_S, alive, eventually, metric
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_deepseek.make(context=400).save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def url(folder: Path, tmp_path: Path) -> Iterator[str]:
+    with ReferenceServer(tmp_path / "engine.log", folder) as served:
+        yield served.url
+
+
+class TestConnections:
+    """Clients that come and go."""
+
+    def test_a_client_that_leaves_frees_its_slot(self, tmp_path: Path) -> None:
+        """Its sequence stops; until then the cache cannot be flushed."""
+        long = tiny_deepseek.make(context=100_000).save(tmp_path / "long")
+        with ReferenceServer(tmp_path / "log", long) as served:
+            body = json.dumps({"prompt": [5], "max_tokens": 99_000, "ignore_eos": True, "stream": True}).encode()
+            host, port = served.url.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as client:
+                head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+                client.sendall(head + body)
+                assert client.recv(100).startswith(b"HTTP/1.1 200")
+                busy = requests.post(f"{served.url}/flush_cache", timeout=DEADLINE_S)
+                assert (busy.status_code, busy.text.strip()) == (400, "Flush cache failed.")
+                eventually(lambda: metric(served.url, "num_running_reqs") == 1)
+            eventually(lambda: metric(served.url, "num_running_reqs") == 0)
+            assert requests.post(f"{served.url}/flush_cache", timeout=DEADLINE_S).status_code == 200
+
+    def test_an_old_client_gets_its_stream_unframed(self, url: str) -> None:
+        """HTTP/1.0 knows no chunks: the body ends with the connection."""
+        body = json.dumps({"prompt": [5], "max_tokens": 3, "stream": True}).encode()
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as client:
+            client.sendall(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            _, answer = b"".join(iter(lambda: client.recv(4096), b"")).split(b"\r\n\r\n", 1)
+        assert [block[:6] for block in answer.split(b"\n\n")] == [b"data: "] * 4 + [b""]
+
+
+class TestProcess:
+    """It ends when it should, and says why when it cannot begin."""
+
+    def test_stop_ends_it(self, folder: Path, tmp_path: Path) -> None:
+        """Cleanly, and more than once is no error; it can be started again."""
+        server = ReferenceServer(tmp_path / "log", folder)
+        for _ in range(2):
+            served = server.start()
+            assert requests.get(f"{served.url}/health", timeout=DEADLINE_S).status_code == 200
+            pid = server.pid
+            assert pid is not None
+            server.stop()
+            assert not alive(pid)
+            server.stop()
+
+    @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_ends_it_with_status_0(self, folder: Path, sign: signal.Signals) -> None:
+        """By hand, too: without a life line."""
+        command = [sys.executable, "-m", "pytest_dsr1.reference", "--model", str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            ready = json.loads(process.stdout.readline())
+            assert ready["pid"] == process.pid
+            process.send_signal(sign)
+            assert process.wait(DEADLINE_S) == 0
+
+    def test_it_does_not_survive_its_parent(self, folder: Path, tmp_path: Path) -> None:
+        """Even one that is killed, with a stream in flight."""
+        parent = textwrap.dedent(f"""
+            import requests, time
+            from pathlib import Path
+            from pytest_dsr1.servers.reference import ReferenceServer
+            server = ReferenceServer(Path({str(tmp_path / "log")!r}), Path({str(folder)!r}))
+            served = server.start()
+            body = {{"prompt": [5], "max_tokens": 390, "ignore_eos": True, "stream": True}}
+            reply = requests.post(served.url + "/v1/completions", json=body, stream=True, timeout=30)
+            print(server.pid, flush=True)
+            time.sleep(600)
+        """)
+        with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            pid = int(process.stdout.readline())
+            assert alive(pid)
+            process.kill()
+        eventually(lambda: not alive(pid))
+
+    def test_a_start_that_fails_shows_the_log(self, tmp_path: Path) -> None:
+        """What was found, and where more is."""
+        server = ReferenceServer(tmp_path / "engine.log", tmp_path / "nothing")
+        with pytest.raises(ServerError, match=r"(?s)did not start: it ended with status 1.*engine\.log.*config\.json"):
+            server.start()
+        assert server.pid is None
+
+    def test_one_that_says_nothing_is_given_up(self, folder: Path, tmp_path: Path) -> None:
+        """After the time-out, and nothing of it stays."""
+        server = ReferenceServer(tmp_path / "log", folder, timeout_s=0.0)
+        with pytest.raises(ServerError, match="said nothing usable within 0 s"):
+            server.start()
+        assert server.pid is None
+
+    def test_it_starts_from_anywhere(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever the working directory, and without an installed package."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+        with ReferenceServer(tmp_path / "log", folder) as served:
+            assert served.is_reference
