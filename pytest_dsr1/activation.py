@@ -37,7 +37,7 @@ def activate(config: pytest.Config, typed: options.Typed) -> None:
     :raises pytest.UsageError: It cannot be made.
     """
     environ, given = options.environment(), worker_input(config)
-    journals = [_reopen(config.rootpath / folder) for folder in typed.get("--resume", ())]
+    journals = [_reopen(config.invocation_params.dir / folder) for folder in typed.get("--resume", ())]
     if journals:
         values = options.resumed_values(typed, {journal.folder: journal.options for journal in journals})
     else:

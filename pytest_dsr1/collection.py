@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,13 @@ def point_of(item: pytest.Item) -> Point | None:
     return point if isinstance(point, Point) else None
 
 
+def exists(function: object, config: SweepConfig) -> bool:
+    """Whether a test function is collected at all; in mode acc those that need a load are not."""
+    if config.mode is not Mode.ACC or not inspect.isfunction(function):
+        return True
+    return not {"accurate", "load"} <= inspect.signature(function).parameters.keys()
+
+
 def measures_performance(item: pytest.Item) -> bool:
     return "load" in getattr(item, "fixturenames", ())
 
@@ -50,11 +58,8 @@ def arrange(
     """Put a sweep's tests in sweep order among themselves, whatever a shuffling plugin did; others stay in place.
 
     :param missing: What a resumed batch still misses, as (point, name of the test); None: everything is run.
-    :return: The tests that were taken out and are to be reported as deselected. In mode acc performance tests do not
-        exist, and are not reported.
+    :return: The tests that were taken out, to be reported as deselected.
     """
-    if config.mode is Mode.ACC:
-        items[:] = [item for item in items if point_of(item) is None or not measures_performance(item)]
     dropped = []
     if missing is not None:
         dropped = [item for item in items if (point := point_of(item)) and (point, test_name(item)) not in missing]

@@ -84,6 +84,10 @@ class Option:
     stored: bool = True
 
     @property
+    def is_path(self) -> bool:
+        return self.metavar in ("PATH", "FILE", "DIR", "NAME|PATH")
+
+    @property
     def dest(self) -> str:
         return "dsr1_" + self.name.lstrip("-").replace("-", "_")
 

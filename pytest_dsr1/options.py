@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,20 @@ def typed_options(config: pytest.Config) -> dict[str, Any]:
         if value not in (None, [], False):
             typed[option.name] = value
     return typed
+
+
+def with_paths_joined(args: Sequence[str]) -> list[str]:
+    """`--resume DIR` as `--resume=DIR`, for options that name a path that exists.
+
+    pytest finds its rootdir before it knows our options: a path that stands by itself is taken for the tests' place.
+    """
+    joined: list[str] = []
+    for word in args:
+        if joined and (option := BY_NAME.get(joined[-1])) is not None and option.is_path and Path(word).exists():
+            joined[-1] = f"{joined[-1]}={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def asks_for_sweep(typed: Typed) -> bool:
@@ -156,7 +170,7 @@ def make_config(values: Mapping[str, Any], typed: Typed, environ: Mapping[str, s
             idle_timeout_s=values.get("--idle-timeout", 300.0), request_timeout_s=values.get("--request-timeout")
         ),
         reports_dir=rootdir / values.get("--reports-dir", Path("reports")),
-        resume=tuple((rootdir / folder).resolve() for folder in values.get("--resume", ())),
+        resume=values.get("--resume", ()),
         preflight=values.get("--preflight", False),
     )
 
@@ -220,7 +234,7 @@ def resumed_values(typed: Typed, stored: Mapping[Path, Typed]) -> dict[str, Any]
             )
         merged.setdefault(name, value)
     merged["--scenario"] = tuple(scenarios)
-    return {name: value for name, value in merged.items() if value is not None}
+    return {name: value for name, value in merged.items() if value is not None and name not in ("--isl", "--osl")}
 
 
 def environment() -> Mapping[str, str]:

@@ -14,11 +14,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.add_options(parser)
 
 
+# tryfirst: before anything is configured, so that a second beginning is the only one.
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    args = options.with_paths_joined(config.invocation_params.args)
+    return None if args == list(config.invocation_params.args) else pytest.main(args, config.invocation_params.plugins)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, "dsr1_fixtures")
     typed = options.typed_options(config)
     if options.asks_for_sweep(typed):
         activate(config, typed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> list[pytest.Item] | None:
+    sweep = collector.config.stash.get(SWEEP_CONFIG, None)
+    return None if sweep is None or collection.exists(obj, sweep) else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

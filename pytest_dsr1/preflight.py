@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_dsr1.core.config import Engine, Mode, SweepConfig
+from pytest_dsr1.core.config import Engine, Mode, Point, SweepConfig
 from pytest_dsr1.progress import duration
 
 #: Bytes of result, samples and summary, roughly, per generated token; and what else must be free.
@@ -29,26 +29,29 @@ def checks(config: SweepConfig) -> tuple[Check, ...]:
     return tuple(check for look in (_folder, _baselines, _corpus, _tokenizer) for check in look(config))
 
 
-def lines(config: SweepConfig, found: tuple[Check, ...]) -> Iterator[str]:
-    """What --preflight prints."""
+def lines(config: SweepConfig, points: Sequence[Point], found: Sequence[Check]) -> Iterator[str]:
+    """What --preflight prints.
+
+    :param points: Those that would be measured.
+    """
     for check in found:
         yield f"{'ok    ' if check.passed else 'FAILED'} {check.message}"
-    for point in config.points:
+    for point in points:
         prompts = config.num_prompts_at(point)
         load = f", {prompts:,} requests of {point.isl:,} + {point.osl:,} tokens" if config.mode is not Mode.ACC else ""
         gate = "accuracy" if config.accuracy else "no accuracy"
         yield f"would run {point.id}: {gate}{load}"
-    if (guess := _expected_s(config)) is not None:
+    if (guess := _expected_s(config, points)) is not None:
         yield f"at the speed of the B200 baselines the performance part takes about {duration(guess)}"
 
 
-def _expected_s(config: SweepConfig) -> float | None:
+def _expected_s(config: SweepConfig, points: Sequence[Point]) -> float | None:
     from pytest_dsr1.bench import b200_table
 
     if config.mode is Mode.ACC:
         return None
     table, total = b200_table(), 0.0
-    for point in config.points:
+    for point in points:
         row = table.row(point)
         if row is None:
             return None

@@ -76,8 +76,8 @@ def closing_lines(batch: Batch, results: Mapping[int, Result | None], folder: st
     ]
     for state in batch.points:
         result = results.get(state.conc)
-        for finding in result.fields["validation"]["findings"] if result is not None else ():
-            lines.append(f"CONC {state.conc}: {finding['severity']} {finding['check']}: {finding['message']}")
+        warnings = [one for one in result.findings if one["severity"] == "warn"] if result is not None else []
+        lines += [f"CONC {state.conc}: warning {one['check']}: {one['message']}" for one in warnings]
     lines.append(f"{folder}/summary.txt: {batch.count(Status.PASSED)} of {len(batch.points)} passed")
     if not batch.complete:
         lines.append(f"complete it with: pytest --resume {folder}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1 import options, preflight
+from pytest_dsr1 import collection, options, preflight
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.summary import Status
@@ -200,12 +200,14 @@ class Sweep:
         point = Point(Scenario(isl, osl), conc)
         return point if point in self.config.points and point.scenario in self._journals else None
 
-    def pytest_runtestloop(self) -> bool | None:
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         if not self.config.preflight:
             return None
+        selected = {collection.point_of(item) for item in session.items}
+        points = [point for point in self.config.points if point in selected]
         checks = preflight.checks(self.config)
         reporter = self._pytest.pluginmanager.get_plugin("terminalreporter")
-        for line in preflight.lines(self.config, checks):
+        for line in preflight.lines(self.config, points, checks):
             if reporter is not None:
                 reporter.write_line(line)
         if not all(check.passed for check in checks):

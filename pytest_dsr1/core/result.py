@@ -106,6 +106,11 @@ class Result:
         return str(self.fields.get("verdict", {}).get("reason", ""))
 
     @property
+    def findings(self) -> tuple[Mapping[str, str], ...]:
+        """What the checks found: `check`, `severity` (reject or warn), `message`."""
+        return tuple(self.fields.get("validation", {}).get("findings", ()))
+
+    @property
     def headline(self) -> dict[str, float]:
         """The figures that a report shows first, by the names of the result."""
         names = (
@@ -140,13 +145,14 @@ def make_result(
     :param written: Epoch seconds.
     """
     fields: dict[str, Any] = {}
+    performance = summarize(load.run) if load is not None else None
     if load is not None:
-        fields |= _performance_fields(point, config, served, load, b200)
+        fields |= _performance_fields(point, config, served, load, performance, b200)
     fields |= _accuracy_fields(accuracy)
     fields |= {"schema_version": SCHEMA_VERSION, "engine": served.engine, "written": written}
     fields["server"] = served.to_fields()
     if load is not None:
-        fields |= _load_fields(load)
+        fields |= _load_fields(load, performance)
     findings = check_result(fields, load.run.samples, b200) if load is not None else ()
     fields["validation"] = {
         "findings": [
@@ -169,16 +175,20 @@ def _verdict(
     rejecting = [finding for finding in findings if finding.severity is Severity.REJECT]
     if rejecting:
         more = f" (and {len(rejecting) - 1} more findings)" if len(rejecting) > 1 else ""
-        return "FAILED", f"{rejecting[0]}{more}"
+        return "FAILED", f"{rejecting[0].check}: {rejecting[0].message}{more}"
     if gate.status is GateStatus.NO_BASELINE:
         return "FAILED", gate.reason
     return "PASSED", ""
 
 
 def _performance_fields(
-    point: Point, config: SweepConfig, served: Served, load: LoadRecord, b200: B200Table
+    point: Point,
+    config: SweepConfig,
+    served: Served,
+    load: LoadRecord,
+    performance: Performance | None,
+    b200: B200Table,
 ) -> dict[str, Any]:
-    performance = summarize(load.run)
     fields: dict[str, Any] = {}
     if performance is None:
         fields["successful_requests"] = 0
@@ -216,8 +226,7 @@ def _derived_fields(point: Point, performance: Performance, served: Served, b200
     row = b200.row(point)
     if row is not None:
         fields |= compare({**performance.to_fields(), **fields}, row)
-        if row.remark:
-            fields["b200_remark"] = row.remark
+        fields["b200_remarks"] = [remark for remark in (row.remark, b200.remark) if remark]
     return fields
 
 
@@ -238,8 +247,8 @@ def _accuracy_fields(accuracy: AccuracyRecord) -> dict[str, Any]:
     return fields
 
 
-def _load_fields(load: LoadRecord) -> dict[str, Any]:
-    run, performance = load.run, summarize(load.run)
+def _load_fields(load: LoadRecord, performance: Performance | None) -> dict[str, Any]:
+    run = load.run
     outcomes = {str(outcome): sum(sample.outcome is outcome for sample in run.samples) for outcome in Outcome}
     failed = [sample for sample in run.samples if not sample.ok]
     client: dict[str, Any] = {

@@ -1,0 +1,209 @@
+"""Connections that carry one request at a time, and do next to nothing between a read and its stamp.
+
+A read costs one reading of the clock, two appends and the HTTP parser, which looks for the end of the response. What
+the response says is looked at after the measured window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Any, TypeAlias, cast
+
+import httptools
+
+from pytest_dsr1.load.recording import Ending, Recording
+from pytest_dsr1.load.requests import Request, Target
+
+#: What `socket.getaddrinfo` says of one address.
+AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
+
+#: Longest time for opening a connection, TLS included.
+CONNECT_TIMEOUT_S = 30.0
+_UNANSWERED = "the server closed the connection before any byte of a response"
+
+
+class Connection(asyncio.Protocol):
+    """One connection to the server.
+
+    :param on_end: Called with a request's recording complete, and the time of its last read in ns; it may start the
+        next request at once.
+    """
+
+    def __init__(self, on_end: Callable[[int], None]) -> None:
+        self.served = 0
+        """Requests that ended on this connection."""
+        self.status = 0
+        """Of the last response; 0 before its head was read."""
+        self._on_end = on_end
+        self._recording: Recording | None = None
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        # Looked up once, not at every read.
+        self._feed = self._parser.feed_data
+        self._complete = False
+        self._keep_alive = True
+        self._framed = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request can be sent on it, as far as is known."""
+        return self._transport is not None and self._keep_alive and not self._transport.is_closing()
+
+    def start(self, request: Request, recording: Recording) -> int:
+        """Write a request; the time just before its first byte was written, in ns.
+
+        The reads of its response go into `recording`.
+        """
+        assert self._transport is not None
+        self._recording = recording
+        self._stamp = recording.stamps.append
+        self._keep = recording.reads.append
+        self._complete = self._framed = False
+        self.status = 0
+        sent_ns = perf_counter_ns()
+        self._transport.writelines(request.buffers)
+        return sent_ns
+
+    def give_up(self, ending: Ending, note: str) -> None:
+        """End the request in flight here and now, and the connection with it."""
+        self.close()
+        self._end(ending, note, perf_counter_ns())
+
+    def close(self) -> None:
+        """Drop the connection; what it carried is not reported."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        # uvloop queues writes to the end of a loop's turn, unless they pass the high-water mark: then it writes at
+        # once. A stamp just before the write means little when the write is a turn away.
+        self._transport.set_write_buffer_limits(high=0)
+
+    def data_received(self, data: bytes) -> None:
+        now = perf_counter_ns()
+        if self._recording is None:
+            # Nobody asked: whatever it is, the next response could not be told from it.
+            self.close()
+            return
+        self._stamp(now)
+        self._keep(data)
+        try:
+            self._feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._keep_alive = False
+            if not self._complete:
+                self.give_up(Ending.NOT_HTTP, str(error))
+                return
+        if self._complete:
+            self._end(Ending.COMPLETE, "", now)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        recording = self._recording
+        if recording is None:
+            return
+        if exc is not None:
+            self._end(Ending.LOST, f"connection lost: {exc}", perf_counter_ns())
+        elif not recording.reads:
+            self._end(Ending.LOST, _UNANSWERED, perf_counter_ns())
+        elif self.status and not self._framed:
+            # A response without a length ends where the connection does.
+            self._end(Ending.COMPLETE, "", recording.stamps[-1])
+        else:
+            self._end(Ending.EOF, "the server closed the connection", perf_counter_ns())
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            # Bytes behind the response that nobody asked for: the next one could not be told from them.
+            self._keep_alive = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._framed = self._framed or name.lower() in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        if self._complete:
+            return
+        status = self._parser.get_status_code()
+        # An interim response (100, 103) announces the one that counts.
+        self.status = status if status >= 200 else 0
+
+    def on_message_complete(self) -> None:
+        if self.status and not self._complete:
+            self._complete = True
+            self._keep_alive = self._keep_alive and self._parser.should_keep_alive()
+
+    def _end(self, ending: Ending, note: str, now: int) -> None:
+        recording = self._recording
+        if recording is None:
+            return
+        recording.ending = ending
+        recording.note = note
+        self._recording = None
+        self.served += 1
+        if not self._keep_alive:
+            self.close()
+        self._on_end(now)
+
+
+class Dialer:
+    """Opens connections to one server, whose name is resolved once.
+
+    :param target: The server.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._addresses: list[AddressInfo] = []
+        # Verifies the server's certificate against the system's authorities, or SSL_CERT_FILE's.
+        self._tls = ssl.create_default_context() if target.tls else None
+
+    async def open(self, on_end: Callable[[int], None]) -> Connection:
+        """A connection that has not carried anything yet.
+
+        :raises OSError: if none of the server's addresses takes it.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            if not self._addresses:
+                self._addresses = list(
+                    await loop.getaddrinfo(self.target.host, self.target.port, type=socket.SOCK_STREAM)
+                )
+            failure: OSError | None = None
+            for address in self._addresses:
+                try:
+                    connection = await self._open_at(address, on_end)
+                except OSError as error:
+                    failure = failure or error
+                    continue
+                # What worked is what all others use.
+                self._addresses = [address]
+                return connection
+        raise failure or OSError(f"{self.target.host} has no address")
+
+    async def _open_at(self, address: AddressInfo, on_end: Callable[[int], None]) -> Connection:
+        family, kind, proto, _, place = address
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(sock, place)
+            _, connection = await loop.create_connection(
+                lambda: Connection(on_end),
+                sock=sock,
+                ssl=self._tls,
+                server_hostname=self.target.host if self._tls else None,
+            )
+        except BaseException:
+            sock.close()
+            raise
+        return connection

@@ -1,0 +1,297 @@
+"""CONC slots, each with a connection and a request in flight; one phase after the other runs over them.
+
+The callback that saw the end of one response writes the next request of its slot: no task, no queue, no wake-up lies
+between. Deadlines, progress and tidying are done by one tick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Literal, TypeAlias
+
+from pytest_dsr1.load.client import Connection, Dialer
+from pytest_dsr1.load.recording import Ending, Recording, RecordingStore
+from pytest_dsr1.load.requests import Request
+from pytest_dsr1.load.ticker import start_ticker
+
+PhaseName: TypeAlias = Literal["warm-up", "measured"]
+
+#: A 2 ms meter was seen to double a client's CPU time; 20 ticks a second cost nothing that can be measured.
+TICK_NS = 50_000_000
+#: Progress is told no more often than this.
+PROGRESS_NS = 200_000_000
+#: Deadlines are looked at this often, or 20 times within the shorter of them.
+DEADLINE_CHECK_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a phase is.
+
+    :param done: Requests that ended.
+    :param tokens: Tokens generated so far; an estimate, which takes each read of a stream in flight for one.
+    :param elapsed_s: Since the phase began.
+    """
+
+    phase: PhaseName
+    done: int
+    total: int
+    tokens: int
+    elapsed_s: float
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way, and what was read for it."""
+
+    index: int
+    slot: int
+    request: Request
+    idle_ns: int
+    sent_ns: int = 0
+    recording: Recording = field(default_factory=Recording)
+    retried: bool = False
+    status: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it can be seen, without looking into the stream, that it did not end well."""
+        return self.status != 200 or self.recording.ending is not Ending.COMPLETE
+
+
+class _Slot:
+    """A place in the loop."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.connection: Connection | None = None
+        self.exchange: Exchange | None = None
+        self.ended_ns = 0
+
+
+class _Phase:
+    """Requests to be sent, and those that ended."""
+
+    def __init__(self, name: PhaseName, requests: Sequence[Request], over: asyncio.Future[None]) -> None:
+        self.name = name
+        self.total = len(requests)
+        self.queue = enumerate(requests)
+        self.ended: list[Exchange] = []
+        self.tokens = 0
+        self.late_ns: list[int] = []
+        self.began_ns = perf_counter_ns()
+        self.told_ns = self.began_ns
+        self.over = over
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRun:
+    """What a phase saw: the requests that ended, in order of sending, and how late each tick was, in ns."""
+
+    ended: Sequence[Exchange]
+    late_ns: Sequence[int]
+
+
+class Slots:
+    """The slots of one point.
+
+    :param max_failures: One more, over all phases, and the run gives up.
+    :param on_error: Called with an exception that ends everything; the task that runs the phases is to be cancelled.
+    """
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        count: int,
+        *,
+        idle_timeout_s: float,
+        request_timeout_s: float,
+        max_failures: int,
+        store: RecordingStore,
+        on_progress: Callable[[Progress], None] | None,
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self.reconnects = 0
+        self.aborted = ""
+        """Why the run gave up; empty while it goes on."""
+        self._loop = asyncio.get_running_loop()
+        self._dialer = dialer
+        self._slots = [_Slot(number) for number in range(count)]
+        self._idle_timeout_s, self._request_timeout_s = idle_timeout_s, request_timeout_s
+        self._check_ns = min(DEADLINE_CHECK_NS, int(min(idle_timeout_s, request_timeout_s) * 1e9 / 20))
+        self._checked_ns = 0
+        self._max_failures = max_failures
+        self._failures = 0
+        self._store = store
+        self._on_progress = on_progress
+        self._on_error = on_error
+        self._phase: _Phase | None = None
+        self._dialling: set[asyncio.Task[None]] = set()
+
+    async def connect(self) -> None:
+        """Open a connection for every slot that has none; `aborted` says so where that fails."""
+        # Connections that the server closed meanwhile are known to be closed only after a turn of the loop.
+        await asyncio.sleep(0.001)
+        bare = [slot for slot in self._slots if slot.connection is None or not slot.connection.usable]
+        for slot in bare[:1]:
+            # Alone: it resolves the server's name, and finds the address that works, for the others.
+            await self._dial(slot)
+        if not self.aborted:
+            await asyncio.gather(*(self._dial(slot) for slot in bare[1:]))
+
+    async def run(self, name: PhaseName, requests: Sequence[Request]) -> PhaseRun:
+        """Send all requests, the next one of a slot as soon as its last has ended, and wait for the last of them."""
+        phase = self._phase = _Phase(name, requests, self._loop.create_future())
+        ticker = start_ticker(self._loop, TICK_NS, self._tick)
+        try:
+            for slot in self._slots:
+                slot.ended_ns = 0
+                self._send_next(slot, phase)
+            await phase.over
+        finally:
+            ticker.stop()
+            self._phase = None
+        self._tell(phase, perf_counter_ns())
+        return PhaseRun(sorted(phase.ended, key=lambda exchange: exchange.index), phase.late_ns)
+
+    async def close(self) -> None:
+        """Drop every connection, and whatever is in flight on it."""
+        for task in self._dialling:
+            task.cancel()
+        for slot in self._slots:
+            if slot.connection is not None:
+                slot.connection.close()
+        # Closing is done in the next turn of the loop.
+        await asyncio.sleep(0)
+
+    def give_up(self, why: str) -> None:
+        """End the run: nothing is sent any more, and what is in flight is dropped."""
+        self.aborted = self.aborted or why
+        if self._phase is not None and not self._phase.over.done():
+            self._phase.over.set_result(None)
+
+    # The hot path
+
+    def _send_next(self, slot: _Slot, phase: _Phase) -> None:
+        index, request = next(phase.queue, (-1, None))
+        if request is None or self.aborted:
+            slot.exchange = None
+            return
+        exchange = slot.exchange = Exchange(index, slot.number, request, 0)
+        connection = slot.connection
+        if connection is not None and connection.usable:
+            exchange.sent_ns = connection.start(request, exchange.recording)
+            exchange.idle_ns = exchange.sent_ns - slot.ended_ns if slot.ended_ns else 0
+        else:
+            self._redial(slot, exchange)
+
+    def _ended(self, slot: _Slot, now: int) -> None:
+        exchange, phase, connection = slot.exchange, self._phase, slot.connection
+        if exchange is None or phase is None or connection is None:
+            return
+        recording = exchange.recording
+        if recording.ending is Ending.LOST and not recording.reads and connection.served > 1 and not exchange.retried:
+            # The server closed a kept connection while the request was on its way, which it may at any time.
+            exchange.retried = True
+            recording.ending, recording.note = None, ""
+            self._redial(slot, exchange)
+            return
+        slot.ended_ns = now
+        exchange.status = connection.status
+        self._send_next(slot, phase)
+        phase.ended.append(exchange)
+        phase.tokens += exchange.request.output_tokens
+        self._store.add(recording)
+        if exchange.failed:
+            self._count_failure(exchange)
+        if len(phase.ended) == phase.total and not phase.over.done():
+            phase.over.set_result(None)
+
+    # Off the hot path
+
+    def _count_failure(self, exchange: Exchange) -> None:
+        self._failures += 1
+        if self._failures > self._max_failures:
+            what = f"HTTP {exchange.status}" if exchange.status not in (0, 200) else exchange.recording.note
+            self.give_up(f"{self._failures} requests failed, more than the {self._max_failures} let pass; last: {what}")
+
+    def _redial(self, slot: _Slot, exchange: Exchange) -> None:
+        task = self._loop.create_task(self._dial_and_send(slot, exchange))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialled)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        self._dialling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_error(error)
+
+    async def _dial_and_send(self, slot: _Slot, exchange: Exchange) -> None:
+        await self._dial(slot)
+        if self.aborted or slot.connection is None or slot.exchange is not exchange:
+            return
+        sent_ns = slot.connection.start(exchange.request, exchange.recording)
+        if not exchange.retried:
+            exchange.sent_ns = sent_ns
+            exchange.idle_ns = sent_ns - slot.ended_ns if slot.ended_ns else 0
+
+    async def _dial(self, slot: _Slot) -> None:
+        renewed = slot.connection is not None
+        slot.connection = None
+        try:
+            slot.connection = await self._dialer.open(lambda now: self._ended(slot, now))
+        except OSError as error:
+            self.give_up(f"cannot connect to {self._dialer.target.authority}: {error or type(error).__name__}")
+        else:
+            self.reconnects += renewed
+
+    def _tick(self, late_ns: list[int]) -> None:
+        phase = self._phase
+        if phase is None:
+            return
+        try:
+            phase.late_ns += late_ns
+            now = perf_counter_ns()
+            if now - self._checked_ns >= self._check_ns:
+                self._checked_ns = now
+                self._check_deadlines(phase, now)
+            if now - phase.told_ns >= PROGRESS_NS:
+                phase.told_ns = now
+                self._tell(phase, now)
+            self._store.tidy()
+        except Exception as error:  # the loop would only log it, and the run go on without a tick
+            self._on_error(error)
+
+    def _check_deadlines(self, phase: _Phase, now: int) -> None:
+        in_flight = [slot for slot in self._slots if slot.exchange is not None and slot.exchange.sent_ns]
+        idle, late = [], []
+        for slot in in_flight:
+            assert slot.exchange is not None
+            stamps, sent_ns = slot.exchange.recording.stamps, slot.exchange.sent_ns
+            if now - (stamps[-1] if stamps else sent_ns) > self._idle_timeout_s * 1e9:
+                idle.append(slot)
+            elif now - sent_ns > self._request_timeout_s * 1e9:
+                late.append(slot)
+        unsent = phase.total - len(phase.ended) - len(in_flight)
+        if unsent > 0 and len(idle) == len(in_flight):
+            self.give_up(f"no byte on any connection for {self._idle_timeout_s:g} s")
+        for slot in idle:
+            self._expire(slot, Ending.IDLE, f"no byte for {self._idle_timeout_s:g} s")
+        for slot in late:
+            self._expire(slot, Ending.DEADLINE, f"not complete within {self._request_timeout_s:g} s")
+
+    def _expire(self, slot: _Slot, ending: Ending, note: str) -> None:
+        if slot.connection is not None:
+            slot.connection.give_up(ending, note)
+
+    def _tell(self, phase: _Phase, now: int) -> None:
+        if self._on_progress is None:
+            return
+        reading = (slot.exchange for slot in self._slots if slot.exchange is not None)
+        tokens = phase.tokens + sum(
+            min(len(exchange.recording.stamps), exchange.request.output_tokens) for exchange in reading
+        )
+        elapsed_s = (now - phase.began_ns) / 1e9
+        self._on_progress(Progress(phase.name, len(phase.ended), phase.total, tokens, elapsed_s))
