@@ -268,7 +268,7 @@ def claim_core() -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[16, 64], help="Concurrencies to compare at")
-    parser.add_argument("--turns", type=int, default=2, help="Turns of each client at each of them")
+    parser.add_argument("--turns", type=int, default=3, help="Turns of each client at each of them")
     parser.add_argument("--direct", action="store_true", help="Without pytest around our load generator")
     parser.add_argument("--client", choices=CLIENTS, help="Be a client (used by the comparison itself)")
     parser.add_argument("--url", help="Server to be a client of")

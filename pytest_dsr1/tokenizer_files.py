@@ -56,15 +56,16 @@ def read_hub(name: str) -> TokenizerFiles:
     :raises TokenizerNotFoundError: The hub has none, or cannot be reached.
     """
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    found = None
+    found, unreachable = None, False
     for file in _HUB_FILES:
         try:
-            found = Path(huggingface_hub.hf_hub_download(name, file))
+            found = Path(huggingface_hub.hf_hub_download(name, file, local_files_only=unreachable))
         except EntryNotFoundError as error:
-            # Also what a cache says that was filled without this file, or is empty.
             missing: Exception = error
+            # Not asked a second time: its client takes 24 s to find that nobody answers.
+            unreachable = unreachable or isinstance(error, LocalEntryNotFoundError)
         # The hub's client, its HTTP library and its checks of a name have a hierarchy each.
         except Exception as error:
             raise TokenizerNotFoundError(f"the hub has no {name} ({_first_line(error)})") from None

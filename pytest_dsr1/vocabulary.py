@@ -209,7 +209,7 @@ def _from_server(endpoint: Endpoint) -> Tokenizer:
             tokens = reply.json().get("tokens") if reply.status_code == 200 else None
         # AttributeError: the reply is JSON, but no object.
         except (requests.RequestException, ValueError, AttributeError) as error:
-            raise TokenizerNotFoundError(f"{url} failed ({type(error).__name__}: {error})") from None
+            raise TokenizerNotFoundError(f"{url} failed ({type(error).__name__})") from None
         if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
             raise TokenizerNotFoundError(f"{url} returned no token ids (HTTP {reply.status_code})")
         return tokens

@@ -103,11 +103,16 @@ class EchoServer:
             app.router.add_post("/tokenize", self.tokens)
             runner = web.AppRunner(app, access_log=None)
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
             self.url = "http://127.0.0.1:{1}".format(*runner.addresses[0])
             started.set()
             await stop.wait()
             self._open.set()
+            await site.stop()
+            # A connection accepted a moment ago needs three rounds of the loop to become one that cleanup() closes.
+            for _ in range(3):
+                await asyncio.sleep(0)
             await runner.cleanup()
 
         thread = threading.Thread(target=asyncio.run, args=(serve(),))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+from threadpoolctl import threadpool_limits
 
 from pytest_dsr1.reference import model as model_module
 from pytest_dsr1.reference.attention import RUN_OVERHEAD, Chunk, split_runs

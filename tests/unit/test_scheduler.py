@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+from threadpoolctl import threadpool_limits
 
 from pytest_dsr1.reference.model import Model
 from pytest_dsr1.reference.scheduler import FinishReason, Scheduler, Scores, Sequence

@@ -9,7 +9,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from pytest_dsr1.vocabulary import Endpoint, VocabSize, VocabularyError, find_tokenizer, find_vocab_size
@@ -39,7 +39,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """The hub, as a table of names and folders; what is not in it is not found."""
     models_there: dict[str, Path] = {}
 
-    def download(name: str, file: str) -> str:
+    def download(name: str, file: str, **_: object) -> str:
         if name not in models_there:
             raise OSError(f"no {name}\nand a second line")
         path = models_there[name] / file
@@ -89,7 +89,7 @@ class TestTokenizer:
     @pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/.none/x"])
     def test_a_path_is_never_asked_of_the_hub(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A folder that is missing is said to be missing, at once."""
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: pytest.fail("the hub was asked"))
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
         with pytest.raises(VocabularyError, match=f"--tokenizer {name}: there is no folder"):
             find_tokenizer(name, Endpoint(CLOSED, "m"))
 
@@ -163,6 +163,19 @@ class TestTokenizer:
         hub["org/served"] = folder
         assert find_tokenizer(None, Endpoint(CLOSED, "org/served")).source == "org/served at the hub"
         assert find_tokenizer(None, Endpoint(CLOSED, "alias", {"model_path": "org/served"})).source.startswith("org/")
+
+    def test_a_hub_out_of_reach_is_waited_for_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Then only its cache is looked into."""
+        asked = []
+
+        def unreachable(name: str, file: str, *, local_files_only: bool) -> str:
+            asked.append(local_files_only)
+            raise LocalEntryNotFoundError("no connection")
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+        with pytest.raises(VocabularyError, match=r"the hub has no tokenizer of org/name .no connection"):
+            find_tokenizer("org/name", Endpoint(CLOSED, "m"))
+        assert asked == [False, True, True]
 
     def test_without_any_the_error_lists_what_was_tried(self) -> None:
         """And names the options."""
@@ -247,7 +260,7 @@ class TestVocabSize:
     )
     def test_deepseek_r1_is_known(self, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """128,000, without asking the hub."""
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: pytest.fail("the hub was asked"))
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
         assert find_vocab_size(None, Endpoint(CLOSED, model)).size == 128_000
 
     def test_the_path_of_an_alias_is_known_too(self) -> None:

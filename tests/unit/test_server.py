@@ -1,0 +1,44 @@
+"""What a server says of itself, and how many GPUs that makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_dsr1.core.server import count_gpus, describe
+
+
+@pytest.mark.parametrize(
+    ("info", "gpus"),
+    [
+        ({"tp_size": 8}, 8),
+        ({"tp_size": 4, "pp_size": 2, "dp_size": 1}, 8),
+        ({"tp_size": 4, "dp_size": 2}, 8),
+        ({"tp_size": 8, "dp_size": 8, "enable_dp_attention": True}, 8),
+        ({}, None),
+        ({"tp_size": "8"}, None),
+    ],
+)
+def test_gpus_are_tp_pp_dp(info: dict[str, Any], gpus: int | None) -> None:
+    """Ranks of DP attention share the TP group's GPUs; who says nothing has an unknown number."""
+    assert count_gpus(info) == gpus
+
+
+def test_typed_tp_is_only_an_assumption() -> None:
+    """The server's word comes first; --tp stands in, marked, where it says nothing."""
+    assert describe("u", "m", {"tp_size": 4}, tp=8).num_gpus == 4
+    assumed = describe("u", "m", {}, tp=8)
+    assert (assumed.num_gpus, assumed.num_gpus_source) == (8, "assumed")
+
+
+def test_reference_engine_is_known_by_its_word() -> None:
+    """It is one, whoever started it."""
+    served = describe("u", "m", {"engine": "pytest-dsr1-reference"}, tp=8)
+    assert (served.is_reference, served.num_gpus) == (True, 1)
+
+
+def test_secrets_stay_out_of_results() -> None:
+    """Only named fields are kept of what a server says."""
+    fields = describe("u", "m", {"tp_size": 1, "api_key": "secret", "ssl_keyfile_password": "secret"}).to_fields()
+    assert "secret" not in str(fields)
