@@ -48,7 +48,7 @@ class Terminal:
     def __init__(self, config: pytest.Config, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._clock = clock
-        self._live = sys.stderr.isatty()
+        self._live = False
         self._due = 0.0
 
     @contextmanager
@@ -56,7 +56,7 @@ class Terminal:
         began = self._begin()
 
         def report(done: int, total: int) -> None:
-            self._say(point, lambda: f"accuracy: {describe(done, total, self._clock() - began)}")
+            self._say(point, lambda: f"accuracy {describe(done, total, self._clock() - began)}")
 
         try:
             yield report
@@ -81,6 +81,9 @@ class Terminal:
             self._end()
 
     def _begin(self) -> float:
+        # Inside a test sys.stdout is pytest's, unless capturing is off.
+        with self._uncaptured():
+            self._live = sys.stdout.isatty()
         now = self._clock()
         self._due = now if self._live else now + PLAIN_PERIOD_S
         return now
@@ -103,10 +106,10 @@ class Terminal:
     def _write_live(self, text: str) -> None:
         """Write behind the running test's name and go back, so that its outcome overwrites the text."""
         writer = self._config.get_terminal_writer()
-        room = max(writer.fullwidth - writer.width_of_current_line - 2, 0)
         with self._uncaptured():
-            sys.stderr.write(f"\x1b7 {text[:room]}\x1b[K\x1b8")
-            sys.stderr.flush()
+            room = max(writer.fullwidth - writer.width_of_current_line - 2, 0)
+            sys.stdout.write(f"\x1b7 {text[:room]}\x1b[K\x1b8")
+            sys.stdout.flush()
 
     def _write_plain(self, text: str) -> None:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")

@@ -1,6 +1,7 @@
 """A server whose every send time is known: it plays a script, on the clock that its client reads.
 
-One thread, one epoll, one heap of what is due; each send is stamped just before its system call. As a process of its
+One thread, one epoll, one heap of what is due. A request has the time at which the kernel received it, a send that just
+before its system call. As a process of its
 own: `with timed_server(ttft_s=0.1, interval_s=0.02) as server: …`.
 """
 
@@ -20,13 +21,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter_ns, time_ns
 from typing import Any
 
 from tests.servers.answers import Answer, Composer, EchoFault, Step, completion, error_response, response
 
 #: The last stretch before a send is waited for without sleeping; a sleep may take so much longer.
 SPIN_NS = 150_000
+#: Ask the kernel for arrival times, and the kind of message that brings them (Linux; Python has no name for it).
+_SO_TIMESTAMPNS = 35
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -187,10 +190,10 @@ class _Server:
                 pass  # truth() says so
 
     def _ready(self, fd: int) -> None:
-        now = perf_counter_ns()
         if fd == self._listener.fileno():
             sock, _ = self._listener.accept()
             sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._clients[sock.fileno()] = _Client(sock)
             self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -202,17 +205,16 @@ class _Server:
         if client.unsent:
             self._write(client, b"")
         try:
-            data = client.sock.recv(1 << 18)
+            data, found, _, _ = client.sock.recvmsg(1 << 18, 64)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, found = b"", []
         if not data:
             self._drop(client)
             return
         client.received += data
-        # Looked into later, one at a time, so that the next one's stamp does not wait for it.
-        self._arrived.append((client, now))
+        self._arrived.append((client, _arrival_ns(found)))
 
     def _serve(self, client: _Client, now: int) -> None:
         """Answer the request that has arrived, if all of it has."""
@@ -329,6 +331,16 @@ class _Server:
             case "/truth":
                 return response(200, {"requests": self._requests, "open": len(self._clients)} | self._counts)
         return error_response(404, f"{method.decode()} {path}: not found")
+
+
+def _arrival_ns(found: list[tuple[int, int, bytes]]) -> int:
+    """When the kernel received what was just read, on the performance counter: no matter how busy we were."""
+    now, now_realtime = perf_counter_ns(), time_ns()
+    for level, kind, data in found:
+        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+            seconds, nanoseconds = struct.unpack("@ll", data)
+            return int(seconds * 10**9 + nanoseconds - now_realtime + now)
+    return now
 
 
 def _lengths(body: bytes) -> tuple[int | None, int | None, int, int]:
