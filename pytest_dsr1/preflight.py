@@ -41,8 +41,11 @@ def lines(config: SweepConfig, points: Sequence[Point], found: Sequence[Check]) 
         load = f", {prompts:,} requests of {point.isl:,} + {point.osl:,} tokens" if config.mode is not Mode.ACC else ""
         gate = "accuracy" if config.accuracy else "no accuracy"
         yield f"would run {point.id}: {gate}{load}"
-    if (guess := _expected_s(config, points)) is not None:
+    guess = _expected_s(config, points)
+    if guess is not None:
         yield f"at the speed of the B200 baselines the performance part takes about {duration(guess)}"
+    elif config.mode is not Mode.ACC:
+        yield "how long it takes cannot be said: there is no B200 baseline for these lengths"
 
 
 def _expected_s(config: SweepConfig, points: Sequence[Point]) -> float | None:

@@ -8,9 +8,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from pytest_dsr1.core.config import Mode, Point, Scenario
+from pytest_dsr1.core.config import Mode, Scenario
 
 _RULER = "=" * 44
+
+
+def one_line(text: str) -> str:
+    """`text` on one line and printable: a reason may quote a server, and is shown on a terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 class Status(StrEnum):
@@ -50,7 +55,7 @@ class PointState:
 
     def ended(self, status: Status, now: float, reason: str = "") -> PointState:
         elapsed_s = max(0.0, now - self.started) if self.started is not None else 0.0
-        return replace(self, status=status, elapsed_s=elapsed_s, reason=" ".join(reason.split()))
+        return replace(self, status=status, elapsed_s=elapsed_s, reason=one_line(reason))
 
     @property
     def words(self) -> str:
@@ -88,7 +93,7 @@ class Batch:
 
     def with_note(self, note: str) -> Batch:
         """Add a note, once."""
-        line = " ".join(note.split())
+        line = one_line(note)
         return self if line in self.notes else replace(self, notes=(*self.notes, line))
 
     @property
@@ -171,8 +176,3 @@ def render_summary(batch: Batch) -> str:
             "",
         ]
     )
-
-
-def point_of(batch: Batch, state: PointState) -> Point:
-    """The point that a line stands for."""
-    return Point(batch.scenario, state.conc)

@@ -1,8 +1,7 @@
 """A server whose every send time is known: it plays a script, on the clock that its client reads.
 
 One thread, one epoll, one heap of what is due. A request has the time at which the kernel received it, a send that just
-before its system call. As a process of its
-own: `with timed_server(ttft_s=0.1, interval_s=0.02) as server: …`.
+before its system call. As a process of its own: `with timed_server(ttft_s=0.1, interval_s=0.02) as server: …`.
 """
 
 from __future__ import annotations

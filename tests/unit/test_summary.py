@@ -75,9 +75,9 @@ def test_complete_once_every_point_passed_or_failed(batch: Batch) -> None:
 
 
 def test_reason_stays_on_its_line(batch: Batch) -> None:
-    """A reason of several lines becomes one: a reader of the file goes by lines."""
-    text = render_summary(batch.with_point(ended(4, Status.FAILED, 1, "first\n  second")))
-    assert "CONC=4: FAILED (1s) first second\n" in text
+    """A reason of several lines becomes one, and no escape sequence of a server's reaches a terminal."""
+    text = render_summary(batch.with_point(ended(4, Status.FAILED, 1, "first\n  second\x1b[2J naïve")))
+    assert "CONC=4: FAILED (1s) first second [2J naïve\n" in text
 
 
 def test_survives_json(batch: Batch) -> None:
