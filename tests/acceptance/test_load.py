@@ -154,7 +154,7 @@ def test_cached_tokens_are_kept() -> None:
             "no byte for 0.5 s after 0 events with choices",
             id="stall after the head",
         ),
-        pytest.param({"interval_s": 0.4}, Outcome.TIMED_OUT, "not complete within 1 s", id="too slow"),
+        pytest.param({"interval_s": 0.25}, Outcome.TIMED_OUT, "not complete within 1 s", id="too slow"),
         pytest.param({"reset_at": 3}, Outcome.CONNECTION_LOST, "after 3 events with choices", id="reset"),
         pytest.param({"close_at": 3}, Outcome.TRUNCATED, "closed the connection after 3 events", id="closed early"),
         pytest.param(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_dsr1.core.samples import Outcome
@@ -70,6 +70,7 @@ def outcome_of(
     return judge(read(chunked([body_of(contents, done=done)])), ending, "a note", 5, 3)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     newline=st.sampled_from(["\n", "\r\n", "\r"]),
     in_chunks=st.lists(st.integers(0, 2000), max_size=8),
@@ -90,6 +91,7 @@ def test_cuts_do_not_matter_but_for_times(newline: str, in_chunks: list[int], in
     assert reply.event_ns.tolist() == [bisect_right(last_bytes, end) for end in ends[:3]]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(0, 600))
 def test_an_event_ends_with_its_blank_line(place: int) -> None:
     """A read that stops short of the last byte of an event does not have it."""
@@ -101,6 +103,7 @@ def test_an_event_ends_with_its_blank_line(place: int) -> None:
     assert reply.event_ns.tolist() == [2 if end <= place else 3 for end in ends]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=4))
 def test_no_bytes_whatever_are_an_error_of_ours(data: bytes, places: list[int]) -> None:
     """Garbage, with or without a good head before it, is malformed or truncated, and never raises."""
@@ -110,6 +113,7 @@ def test_no_bytes_whatever_are_an_error_of_ours(data: bytes, places: list[int]) 
         assert judge(reply, Ending.EOF, "", 5, 3)[0] is not Outcome.OK
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),
