@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import requests
 
+from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.tokenizer_files import TokenizerFiles, TokenizerNotFoundError, read_folder, read_hub
 
 #: Seconds for one text; a chunk of WikiText takes a server milliseconds.
@@ -39,15 +38,6 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", self.url.rstrip("/"))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the server is on this machine, where no proxy may stand between."""
-        host = urlsplit(self.url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -204,7 +194,7 @@ def _from_server(endpoint: Endpoint) -> Tokenizer:
         payload = {"model": endpoint.model, "prompt": text, "add_special_tokens": special}
         try:
             with requests.Session() as session:
-                session.trust_env = not endpoint.is_loopback
+                session.trust_env = not is_loopback(endpoint.url)
                 reply = session.post(url, json=payload, timeout=TOKENIZE_TIMEOUT_S)
             tokens = reply.json().get("tokens") if reply.status_code == 200 else None
         # AttributeError: the reply is JSON, but no object.

@@ -17,6 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from pytest_dsr1.accuracy import AccuracyError
 from pytest_dsr1.accuracy.documents import AccuracyTask, Document
 from pytest_dsr1.accuracy.reply import log_likelihood
+from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.vocabulary import Endpoint, Tokenizer
 
 #: lm-eval's seed, sent with each request; nothing is sampled.
@@ -154,7 +155,7 @@ class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is 
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._concurrent),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-            trust_env=not self._endpoint.is_loopback,
+            trust_env=not is_loopback(self._endpoint.url),
         ) as session:
             try:
                 async with asyncio.TaskGroup() as slots:

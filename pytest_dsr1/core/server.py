@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 #: How the embedded engine names itself in /server_info.
 REFERENCE_ENGINE = "pytest-dsr1-reference"
@@ -83,6 +85,15 @@ class Served:
             "num_gpus_source": self.num_gpus_source,
             "info": {key: self.info[key] for key in _KEPT if self.info.get(key) is not None},
         }
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` points to this machine, where no proxy may stand between."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def describe(url: str, model: str, info: Mapping[str, Any], tp: int | None = None) -> Served:

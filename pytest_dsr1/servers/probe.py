@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 
-from pytest_dsr1.core.server import Served, describe
+from pytest_dsr1.core.server import Served, describe, is_loopback
 from pytest_dsr1.servers import ServerError
 
 #: Seconds for one of these calls; a healthy server answers in milliseconds, one busy with a long prefill in seconds.
 TIMEOUT_S = 30.0
 #: SGLang refuses to flush while requests are running; what was cancelled takes a moment to go.
 FLUSH_DEADLINE_S = 30.0
-
-
-def is_loopback(url: str) -> bool:
-    """Whether `url` points to this machine, where no proxy may stand between."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def request(method: str, url: str, timeout_s: float = TIMEOUT_S) -> requests.Response:
@@ -87,8 +76,10 @@ def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int 
     for path in ("model_info", "server_info"):
         # Older servers have the same under get_…
         info |= _json_object(f"{url}/{path}") or _json_object(f"{url}/get_{path}")
-    if "max_model_len" in models[model]:
-        info.setdefault("max_model_len", models[model]["max_model_len"])
+    # vLLM says these of each model, and has no /server_info.
+    for key, name in (("max_model_len", "max_model_len"), ("root", "model_path")):
+        if models[model].get(key) is not None:
+            info.setdefault(name, models[model][key])
     return describe(url, model, info, tp)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1.core.server import count_gpus, describe
+from pytest_dsr1.core.server import count_gpus, describe, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,19 @@ def test_secrets_stay_out_of_results() -> None:
     """Only named fields are kept of what a server says."""
     fields = describe("u", "m", {"tp_size": 1, "api_key": "secret", "ssl_keyfile_password": "secret"}).to_fields()
     assert "secret" not in str(fields)
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [
+        ("http://127.0.0.1:8888", True),
+        ("http://127.8.8.8", True),
+        ("http://localhost:1/", True),
+        ("http://[::1]:8888", True),
+        ("http://10.0.0.1:8888", False),
+        ("http://example.org", False),
+    ],
+)
+def test_loopback_is_this_machine(url: str, loopback: bool) -> None:
+    """There, proxies are ignored."""
+    assert is_loopback(url) is loopback

@@ -287,21 +287,6 @@ class TestVocabSize:
 class TestEndpoint:
     """`Endpoint`."""
 
-    @pytest.mark.parametrize(
-        ("url", "loopback"),
-        [
-            ("http://127.0.0.1:8888", True),
-            ("http://127.8.8.8", True),
-            ("http://localhost:1/", True),
-            ("http://[::1]:8888", True),
-            ("http://10.0.0.1:8888", False),
-            ("http://example.org", False),
-        ],
-    )
-    def test_loopback_is_this_machine(self, url: str, loopback: bool) -> None:
-        """There, proxies are ignored."""
-        assert Endpoint(url, "m").is_loopback is loopback
-
     def test_a_trailing_slash_is_dropped(self) -> None:
         """Paths are put behind the URL."""
         assert Endpoint("http://h:1/", "m").url == "http://h:1"
