@@ -50,6 +50,24 @@ def given_baselines(path: Path | None) -> tuple[AccuracyBaseline, ...]:
     return () if path is None else accuracy_baselines.from_json(path.read_text(encoding="utf-8"), str(path))
 
 
+def endpoint_of(served: Served) -> Endpoint:
+    return Endpoint(served.url, served.model, served.info)
+
+
+def prompt_plan(
+    config: SweepConfig, endpoint: Endpoint, tokenizer: Tokenizer | None = None
+) -> tuple[PromptPlan, VocabSize]:
+    """The session's prompts, and who said how many ids they are made of.
+
+    :param tokenizer: The one that was found, if any was looked for.
+    :raises ValueError: Nobody knows the vocabulary, or its ids do not suffice.
+    """
+    if tokenizer is None and config.tokenizer is not None and config.vocab_size is None:
+        tokenizer = find_tokenizer(config.tokenizer, endpoint)
+    vocab = find_vocab_size(config.vocab_size, endpoint, tokenizer)
+    return plan_prompts(config, vocab.size), vocab
+
+
 @dataclass
 class Bench:
     """One session's measurements on one server. Nothing is measured twice, whoever asks.
@@ -72,7 +90,7 @@ class Bench:
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint(self.served.url, self.served.model, self.served.info)
+        return endpoint_of(self.served)
 
     def prepare(self) -> None:
         """Do what takes the client's CPU and needs no server clock: imports, corpus, tokenizer."""
@@ -148,8 +166,7 @@ class Bench:
 
     def _prompt_plan(self) -> tuple[PromptPlan, VocabSize]:
         if self._plan is None:
-            vocab = find_vocab_size(self.config.vocab_size, self.endpoint, self._tokenizer)
-            self._plan = plan_prompts(self.config, vocab.size), vocab
+            self._plan = prompt_plan(self.config, self.endpoint, self._tokenizer)
         return self._plan
 
     def _keep_samples(self, point: Point, run: LoadRun) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pytest_dsr1 import collection, options, preflight
-from pytest_dsr1.core.config import Point, Scenario, SweepConfig
+from pytest_dsr1.core.config import Mode, Point, Scenario, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.summary import Status
 from pytest_dsr1.journal import Journal, result_path
@@ -74,14 +74,22 @@ class Sweep:
             raise pytest.UsageError("; ".join(check.message for check in problems))
         self._choice = choose(self.config, self._server_log())
         if self._choice.running:
-            try:
-                self.start_server()
-            except ServerError as error:
-                raise pytest.UsageError(str(error)) from None
+            self._ask_running_server()
         self._open_journals()
         self._begun = True
         if threading.current_thread() is threading.main_thread():
             self._old_handler = signal.signal(signal.SIGTERM, self._terminate)
+
+    def _ask_running_server(self) -> None:
+        """Find out now what would otherwise be found wrong after minutes of accuracy."""
+        from pytest_dsr1.bench import endpoint_of, prompt_plan
+
+        try:
+            served = self.start_server()
+            if self.config.mode is not Mode.ACC:
+                prompt_plan(self.config, endpoint_of(served))
+        except (ServerError, ValueError) as error:
+            raise pytest.UsageError(str(error)) from None
 
     def _server_log(self) -> Path:
         """One log per start: a server may serve many batches."""

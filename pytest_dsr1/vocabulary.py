@@ -209,7 +209,7 @@ def _from_server(endpoint: Endpoint) -> Tokenizer:
     prefix = _prefix_token_id(endpoint, added)
     if prefix in plain:
         raise TokenizerNotFoundError(f"{url} adds special tokens although it is asked not to")
-    return Tokenizer(cache(encode), prefix, url, _folder_vocab_size(endpoint))
+    return Tokenizer(cache(encode), prefix, url)
 
 
 def _prefix_token_id(endpoint: Endpoint, added: int | None) -> int:
@@ -235,8 +235,3 @@ def _prefix_token_id(endpoint: Endpoint, added: int | None) -> int:
     raise TokenizerNotFoundError(
         f"{endpoint.url}/tokenize works, but nothing says which token a text begins with (BOS, else EOS)"
     )
-
-
-def _folder_vocab_size(endpoint: Endpoint) -> int | None:
-    sizes = (folder.vocab_size for name in endpoint.names if (folder := _folder(name)) is not None)
-    return next((size for size in sizes if size is not None), None)

@@ -234,6 +234,19 @@ def test_model_is_the_one_that_is_served(project: Project) -> None:
     assert f"--model 'mine' is not served at {server.url}, which names: theirs" in outcome.output
 
 
+def test_vocabulary_that_nobody_knows(project: Project) -> None:
+    """It is never probed: a usage error names the options, before anything is measured."""
+    project.environment["HF_HUB_OFFLINE"] = "1"
+    with quick_server(vocab_size=0) as server:
+        args = (*QUICK, "--conc", "2", "--server-url", server.url)
+        outcome = project.run(*args)
+        assert outcome.status == 4, outcome
+        assert "the vocabulary of scripted" in outcome.output
+        assert "--vocab-size N" in outcome.output
+        assert not project.batches
+        assert project.run(*args, "--vocab-size", "500").status == 0
+
+
 def test_healthy_server_on_the_port_is_used(project: Project) -> None:
     """Without --server-url, a server on --port that names our model is found; the header says so."""
     with quick_server(model="ours") as server:
