@@ -53,7 +53,7 @@ class Recipe:
 
 RECIPES: Final = {
     "cuda": Recipe(tokens=310_000_000, corpus=160_000_000, rows=32, pace=1.0),
-    "cpu": Recipe(tokens=10_000_000, corpus=10_000_000, rows=8, pace=0.5),
+    "cpu": Recipe(tokens=12_000_000, corpus=12_000_000, rows=4, pace=0.5),
 }
 WINDOW: Final = 1024
 

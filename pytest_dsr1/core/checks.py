@@ -61,14 +61,16 @@ Check: TypeAlias = Callable[[Evidence], Iterable[Finding]]
 
 def h1_complete(evidence: Evidence) -> Iterator[Finding]:
     """All requests completed, every output as long as asked, every figure there and a positive finite number."""
+    # What happened first, then what the figures make of it: the first finding is a failure's reason.
+    completed = evidence.count("successful_requests")
+    yield from _failures(evidence, completed)
+    yield from _without_pace(evidence)
     problems = [*evidence.not_finite()]
     if evidence.has_performance:
         problems += evidence.problems()
     # One NaN can be found by both, in the same words.
     for problem in dict.fromkeys(problems):
         yield _reject("h1", problem)
-    completed = evidence.count("successful_requests")
-    yield from _failures(evidence, completed)
     if not evidence.has_performance:
         return
 
@@ -109,6 +111,18 @@ def _failures(evidence: Evidence, completed: int | None) -> Iterator[Finding]:
     aborted = evidence.at("client.aborted")
     if aborted not in (ABSENT, None, ""):
         yield _reject("h1", f"the run gave up: {shown(aborted)}")
+
+
+def _without_pace(evidence: Evidence) -> Iterator[Finding]:
+    """Answers of several tokens that were read all at once: they took no time per token, so none was measured."""
+    paced = [one for one in evidence.samples or () if one.ok and (one.generated_tokens or 0) > 1]
+    at_once = sum(len(one.event_ns) > 0 and one.first_ns == one.last_ns for one in paced)
+    if at_once:
+        yield _reject(
+            "h1",
+            f"{at_once} of {len(paced)} answers were read all at once, so their time per token is 0: "
+            "the server sent them whole, or the client was kept from reading",
+        )
 
 
 def _output_lengths(evidence: Evidence, completed: int | None) -> Iterator[Finding]:

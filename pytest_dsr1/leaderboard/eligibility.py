@@ -1,0 +1,63 @@
+"""What may be sent, and why not. Whatever else is to keep a result at home joins `OBJECTIONS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from pytest_dsr1.core.result import Result
+
+#: A result, and whether the leaderboard is on this machine; to reasons, one line each.
+Objection: TypeAlias = Callable[[Result, bool], Iterator[str]]
+
+
+def objections(result: Result, *, loopback: bool) -> tuple[str, ...]:
+    """Why `result` may not be sent; empty if it may.
+
+    :param loopback: Whether it would stay on this machine, as a rehearsal.
+    """
+    return tuple(reason for objection in OBJECTIONS for reason in objection(result, loopback))
+
+
+def _engine(result: Result, loopback: bool) -> Iterator[str]:
+    engine = result.fields.get("engine")
+    if engine == "reference" and not loopback:
+        yield "it is of the reference engine, whose results never leave the machine"
+    elif engine not in ("reference", "external", "sglang"):
+        yield f"it is of an engine that is not known: {engine!r}"
+
+
+def _accuracy(result: Result, _loopback: bool) -> Iterator[str]:
+    validation, task = (result.fields.get(name, {}) for name in ("accuracy_validation", "accuracy_task"))
+    status = validation.get("status", "missing")
+    if status != "PASSED":
+        yield f"accuracy is {status}"
+    if "[:" in str(task.get("task", "")):
+        yield f"its accuracy is of a part of the task only: {task['task']} (--accuracy-limit)"
+
+
+def _complete(result: Result, _loopback: bool) -> Iterator[str]:
+    asked = result.fields.get("benchmark_args", {}).get("num_prompts")
+    completed = result.fields.get("successful_requests")
+    if asked is None or completed != asked:
+        yield f"it is not complete: {completed or 0} of {asked or 'an unknown number of'} requests succeeded"
+
+
+def _findings(result: Result, _loopback: bool) -> Iterator[str]:
+    for finding in result.findings:
+        if finding.get("severity") == "reject":
+            yield f"{finding.get('check')}: {finding.get('message')}"
+
+
+def _gpus(result: Result, _loopback: bool) -> Iterator[str]:
+    if result.fields.get("server", {}).get("num_gpus") is None:
+        yield "the number of GPUs is unknown, so there is no throughput per GPU; type --tp"
+
+
+def _passed(result: Result, _loopback: bool) -> Iterator[str]:
+    if not result.passed:
+        yield f"it did not pass{': ' + result.reason if result.reason else ''}"
+
+
+#: The verdict comes last: it repeats what others say more exactly.
+OBJECTIONS: tuple[Objection, ...] = (_engine, _accuracy, _complete, _findings, _gpus, _passed)
