@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_dsr1 import options
-from pytest_dsr1.core.config import Point, SweepConfig
+from pytest_dsr1.core.config import Mode, Point, SweepConfig
+from pytest_dsr1.core.summary import Status
 
 if TYPE_CHECKING:
     # Imported where they are used: until a sweep is asked for, a project pays for none of what they need.
@@ -41,18 +43,23 @@ def activate(config: pytest.Config, typed: options.Typed) -> None:
     if journals:
         values = options.resumed_values(typed, {journal.folder: journal.options for journal in journals})
     else:
-        values = options.parse_options(typed, environ)
-    sweep_config = options.make_config(values, typed, environ, config.rootpath)
+        values = options.parse_options(typed, environ, options.ini_options(config))
+    sweep_config = options.make_config(values, typed, config.rootpath)
     if given:
         sweep_config = replace(sweep_config, prompt_seed=given["prompt_seed"])
     config.stash[SWEEP_CONFIG] = sweep_config
-    config.stash[MISSING] = None if not journals or _selects_by_name(config) else _missing(journals)
+    by_name = given["by_name"] if given else selects_by_name(config)
+    config.stash[MISSING] = None if not journals or by_name else _missing(config, journals)
     if given is None:
         from pytest_dsr1.session import Sweep
 
         sweep = Sweep(config, sweep_config, values, journals)
         config.stash[SWEEP] = sweep
         config.pluginmanager.register(sweep, "dsr1_sweep")
+        if sweep_config.mode is Mode.SUBMIT:
+            from pytest_dsr1.submission import Submission
+
+            config.pluginmanager.register(Submission(config, sweep, environ), "dsr1_submission")
 
 
 def _reopen(folder: Path) -> Journal:
@@ -64,16 +71,19 @@ def _reopen(folder: Path) -> Journal:
         raise pytest.UsageError(f"--resume: {error}") from None
 
 
-def _selects_by_name(config: pytest.Config) -> bool:
-    """Whether tests were named, so that a resumed batch measures them again even if it has them."""
-    return bool(config.option.keyword or config.option.markexpr or any("::" in arg for arg in config.args))
+def selects_by_name(config: pytest.Config) -> bool:
+    """Whether tests were named by who typed, so that a resumed batch measures them again even if it has them."""
+    words = [str(word) for word in config.invocation_params.args]
+    return any(re.match(r"-[a-zA-Z]*k", word) or "::" in word for word in words)
 
 
-def _missing(journals: list[Journal]) -> frozenset[tuple[Point, str]]:
+def _missing(config: pytest.Config, journals: list[Journal]) -> frozenset[tuple[Point, str]]:
+    # Who asks for the last failures wants those of the batch too.
+    failures_too = config.getoption("lf", False) or config.getoption("failedfirst", False)
     return frozenset(
         (Point(journal.batch.scenario, state.conc), test)
         for journal in journals
         for state in journal.batch.points
-        if not state.status.finished
+        if not state.status.finished or (failures_too and state.status is Status.FAILED)
         for test in state.tests
     )

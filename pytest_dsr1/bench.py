@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,15 @@ def prompt_plan(
     return plan_prompts(config, vocab.size), vocab
 
 
+def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, Tokenizer]:
+    """What accuracy is measured on, and whose ids.
+
+    :raises AccuracyError, VocabularyError: Corpus or tokenizer cannot be had.
+    """
+    task = task_for(reference=served.is_reference, data=config.accuracy_data, limit=config.accuracy_limit)
+    return task.within(served.context_length), find_tokenizer(config.tokenizer, endpoint_of(served))
+
+
 @dataclass
 class Bench:
     """One session's measurements on one server. Nothing is measured twice, whoever asks.
@@ -96,7 +107,9 @@ class Bench:
         """Do what takes the client's CPU and needs no server clock: imports, corpus, tokenizer."""
         if self.config.accuracy:
             warm_up_imports()
-            self._task = self._accuracy_task()
+            with suppress(accuracy_package.AccuracyError, VocabularyError):
+                # Raised again, and reported, where it is needed.
+                self._accuracy_source()
 
     def accuracy(self, point: Point) -> AccuracyRecord:
         """What the gate says of `point`, measured at its concurrency; written down before anybody judges it."""
@@ -109,12 +122,10 @@ class Bench:
 
     def _measure_accuracy(self, point: Point) -> AccuracyRecord:
         try:
-            task = self._accuracy_task()
-            if self._tokenizer is None:
-                self._tokenizer = find_tokenizer(self.config.tokenizer, self.endpoint)
+            task, tokenizer = self._accuracy_source()
             self.flush_cache()
             with self.progress.accuracy(point) as report:
-                measured = evaluate(task, self.endpoint, self._tokenizer, point.conc, progress=report)
+                measured = evaluate(task, self.endpoint, tokenizer, point.conc, progress=report)
         except (accuracy_package.AccuracyError, VocabularyError) as error:
             return AccuracyRecord(verdict=Verdict(GateStatus.FAILED, f"accuracy: {error}"))
         baseline = accuracy_baselines.applicable(
@@ -131,14 +142,10 @@ class Bench:
         del details["figures"]
         return AccuracyRecord(verdict=verdict, figures=measured.figures, details=details)
 
-    def _accuracy_task(self) -> AccuracyTask:
-        if self._task is None:
-            self._task = task_for(
-                reference=self.served.is_reference,
-                data=self.config.accuracy_data,
-                limit=self.config.accuracy_limit,
-            ).within(self.served.context_length)
-        return self._task
+    def _accuracy_source(self) -> tuple[AccuracyTask, Tokenizer]:
+        if self._task is None or self._tokenizer is None:
+            self._task, self._tokenizer = accuracy_source(self.config, self.served)
+        return self._task, self._tokenizer
 
     def _record_baseline(self, path: Path, measured: AccuracyMeasurement) -> None:
         known = given_baselines(path) if path.exists() else ()
@@ -169,10 +176,15 @@ class Bench:
             self._plan = prompt_plan(self.config, self.endpoint, self._tokenizer)
         return self._plan
 
-    def _keep_samples(self, point: Point, run: LoadRun) -> tuple[str, str]:
+    def _keep_samples(self, point: Point, run: LoadRun) -> tuple[str, str] | None:
         path = samples_path(self.folders[point.scenario], point)
         content = samples_to_bytes(run)
-        write_atomically(path, content)
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            # The figures are worth more than the times that they were made of.
+            warnings.warn(f"{path} cannot be written ({error.strerror}); the result has no raw samples", stacklevel=2)
+            return None
         return path.name, hashlib.sha256(content).hexdigest()
 
     def record(self, point: Point, load: LoadRecord) -> Result:
@@ -180,6 +192,7 @@ class Bench:
         return self._write(point, self.accuracy(point), load)
 
     def _write(self, point: Point, accuracy: AccuracyRecord, load: LoadRecord | None) -> Result:
+        path = result_path(self.folders[point.scenario], point)
         result = make_result(
             point,
             self.config,
@@ -190,8 +203,17 @@ class Bench:
             b200=self._b200,
             written=time.time(),
         )
-        write_atomically(result_path(self.folders[point.scenario], point), result.to_json())
+        # Half a result does not replace a whole one: that one stands until its successor is measured.
+        if result.status is not None or not _is_finished(path):
+            write_atomically(path, result.to_json())
         return result
+
+
+def _is_finished(path: Path) -> bool:
+    try:
+        return Result.from_json(path.read_text(encoding="utf-8")).status is not None
+    except (OSError, ValueError):
+        return False
 
 
 def served_to_json(served: Served) -> str:

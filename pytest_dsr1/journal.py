@@ -6,6 +6,7 @@ A result is written before anything is said about it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -20,7 +21,8 @@ from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.summary import Batch, PointState, Status, render_summary
 
 # Format history of batch.json:
-# 1 - {"schema_version", "options": {name: text}, "batch": core.summary.Batch.to_fields()}
+# 1 - {"schema_version", "options": {name: text}, "batch": core.summary.Batch.to_fields(), "engine", "model"}; the last
+#     two once a server answered
 SCHEMA_VERSION = 1
 STATE_NAME = "batch.json"
 SUMMARY_NAME = "summary.txt"
@@ -35,11 +37,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     # A name that a killed run leaves, and the next one overwrites.
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -70,7 +77,6 @@ def new_folder(reports: Path, scenario: Scenario, started: float) -> Path:
         except FileExistsError:
             number += 1
             continue
-        _point_latest(reports, folder)
         return folder
 
 
@@ -92,7 +98,10 @@ class Journal:
         self.folder = folder
         self.batch = batch
         self.options = options
+        self.served: tuple[str, str] | None = None
+        """Engine and model that the batch is measured on; None before a server answered."""
         self._now = now
+        self._lock: int | None = None
 
     @classmethod
     def create(
@@ -126,6 +135,7 @@ class Journal:
             if version != SCHEMA_VERSION:
                 raise JournalError(f"{state} has schema version {version!r}, this version reads {SCHEMA_VERSION}")
             batch, options = Batch.from_fields(fields["batch"], folder.name), dict(fields["options"])
+            served = (str(fields["engine"]), str(fields["model"])) if fields.get("engine") else None
         except OSError as error:
             raise JournalError(f"{folder} is no batch folder: {STATE_NAME} cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -133,6 +143,7 @@ class Journal:
                 raise
             raise JournalError(f"{state} is damaged ({type(error).__name__}: {error}); it cannot be resumed") from None
         journal = cls(folder, batch, options, now)
+        journal.served = served
         journal._adopt_finished()
         return journal
 
@@ -161,9 +172,42 @@ class Journal:
         Points that are there already keep their state; a point that is left out is forgotten.
         """
         known = {state.conc: state for state in self.batch.points}
+        if tests:
+            _point_latest(self.folder.parent, self.folder)
         points = tuple(known.get(conc, PointState(conc=conc, tests=names)) for conc, names in tests.items())
         self.batch = replace(self.batch, points=points)
         self._write()
+
+    def lock(self) -> None:
+        """Keep other sessions from resuming this batch, until this process ends.
+
+        :raises JournalError: Another one measures it.
+        """
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JournalError(f"{self.folder} is being measured by another session; wait until it has ended") from None
+
+    def unlock(self) -> None:
+        """Let them, before this process ends."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def serve(self, engine: str, model: str) -> None:
+        """Say what the batch is measured on.
+
+        :raises JournalError: Something else than it was begun on.
+        """
+        if self.served is None:
+            self.served = engine, model
+            self._write()
+        elif self.served != (engine, model):
+            raise JournalError(
+                f"{self.folder} was begun on {' / '.join(self.served)} (engine / model), "
+                f"now {engine} / {model} serves; a batch is of one"
+            )
 
     def start(self, conc: int) -> None:
         self._set(self.batch.point(conc).started_at(self._now()))
@@ -171,9 +215,9 @@ class Journal:
     def end(self, conc: int, status: Status, reason: str = "") -> None:
         self._set(self.batch.point(conc).ended(status, self._now(), reason))
 
-    def note(self, line: str) -> None:
-        """Add a line after the summary's last ruler, once."""
-        self.batch = self.batch.with_note(line)
+    def note(self, line: str, instead_of: str = "") -> None:
+        """Add a line after the summary's last ruler, once; in the place of the one that begins with `instead_of`."""
+        self.batch = self.batch.with_note(line, instead_of)
         self._write()
 
     def discard_if_empty(self) -> bool:
@@ -182,10 +226,7 @@ class Journal:
             return False
         for name in (STATE_NAME, SUMMARY_NAME):
             (self.folder / name).unlink(missing_ok=True)
-        latest = self.folder.parent / "latest"
         with suppress(OSError):
-            if latest.is_symlink() and latest.readlink() == Path(self.folder.name):
-                latest.unlink()
             self.folder.rmdir()
         return True
 
@@ -195,6 +236,8 @@ class Journal:
 
     def _write(self) -> None:
         state = {"schema_version": SCHEMA_VERSION, "options": dict(self.options), "batch": self.batch.to_fields()}
+        if self.served is not None:
+            state["engine"], state["model"] = self.served
         # The state first: it is what a resumed run believes.
         write_atomically(self.folder / STATE_NAME, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
         write_atomically(self.folder / SUMMARY_NAME, render_summary(self.batch))

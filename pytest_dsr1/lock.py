@@ -56,7 +56,8 @@ def _open(url: str) -> IO[str]:
     folder.mkdir(exist_ok=True)
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o1777)
-    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.lock"
+    same = url.replace("//localhost", "//127.0.0.1")
+    path = folder / f"{hashlib.sha256(same.encode()).hexdigest()[:24]}.lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except PermissionError:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pytest_dsr1.core.config import ALL_SCENARIOS, Engine, Mode, Scenario
+from pytest_dsr1.leaderboard.teams import MAX_TEAM, team_problem
 
 
 def _integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
@@ -49,20 +50,39 @@ def _scenarios(text: str) -> tuple[Scenario, ...]:
     return values
 
 
-def _url(text: str) -> str:
+def _address(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError
     if parts.username or parts.password:
         raise ValueError
     _ = parts.port  # raises ValueError beyond 65535
-    return text.rstrip("/").removesuffix("/v1")
+    return text.rstrip("/")
+
+
+def _url(text: str) -> str:
+    return _address(text).removesuffix("/v1")
+
+
+class NotAcceptedError(ValueError):
+    """A value is not accepted for a reason of its own, which stands in the message."""
+
+
+def _team(text: str) -> str:
+    if problem := team_problem(text):
+        raise NotAcceptedError(problem)
+    return text
 
 
 def _filled(text: str) -> str:
     if not text.strip():
         raise ValueError
     return text
+
+
+def _file(text: str) -> Path:
+    # A resumed batch may be resumed from another folder.
+    return Path(_filled(text)).expanduser().absolute()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +142,44 @@ OPTIONS = (
     Option(
         name="--submit-team",
         help="Submit each result under this team name; implies --mode submit",
-        accepted="a team name that is not empty",
+        accepted=f"a team name of 1 to {MAX_TEAM} characters on one line",
+        parse=_team,
         metavar="NAME",
+    ),
+    Option(
+        name="--leaderboard-url",
+        help="Submit there (default: the competition's Space of these lengths); {isl} and {osl} stand for the lengths",
+        accepted="http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH], without user, query or fragment",
+        parse=_address,
+        metavar="URL",
+    ),
+    Option(
+        name="--accept-schema",
+        help="The leaderboard's labels that nobody recognises mean what is sent; remembered until they change",
+        flag=True,
+        stored=False,
+    ),
+    Option(
+        name="--submit-timeout",
+        help="Longest time for one submission, back-off and waiting included, in seconds (default: 300)",
+        accepted=_SECONDS,
+        parse=_number(lambda value: value > 0),
+        metavar="SECONDS",
+        stored=False,
+    ),
+    Option(
+        name="--submit-pending",
+        help="Send what this batch folder has not sent yet, and run nothing",
+        accepted="a batch folder",
+        parse=lambda text: Path(_filled(text)),
+        metavar="DIR",
+        stored=False,
+    ),
+    Option(
+        name="--yes",
+        help="With --submit-pending: send again what was refused, or may have arrived, without asking",
+        flag=True,
+        stored=False,
     ),
     Option(
         name="--engine",
@@ -190,7 +246,7 @@ OPTIONS = (
         name="--accuracy-data",
         help="The accuracy corpus from a file of JSON rows instead of the hub",
         accepted="a path",
-        parse=lambda text: Path(_filled(text)),
+        parse=_file,
         metavar="PATH",
     ),
     Option(
@@ -203,14 +259,14 @@ OPTIONS = (
         name="--accuracy-baseline",
         help="Accuracy baselines from this file, for a model that has no published one",
         accepted="a path",
-        parse=lambda text: Path(_filled(text)),
+        parse=_file,
         metavar="FILE",
     ),
     Option(
         name="--record-accuracy-baseline",
         help="Write the measured accuracy to this file, for --accuracy-baseline",
         accepted="a path",
-        parse=lambda text: Path(_filled(text)),
+        parse=_file,
         metavar="FILE",
         stored=False,
     ),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_dsr1.core.config import CONCURRENCIES, Engine, LoadLimits, Mode, Scenario, SweepConfig
-from pytest_dsr1.option_table import BY_NAME, OPTIONS, Option
+from pytest_dsr1.core.summary import one_line
+from pytest_dsr1.leaderboard.routing import routing_problem
+from pytest_dsr1.option_table import BY_NAME, OPTIONS, NotAcceptedError, Option
 
 #: What was typed: option name to its text, texts of a repeatable one, or True of a flag.
 Typed = Mapping[str, Any]
+#: The seed's variable.
+TEAM_VARIABLE = "TEAM_NAME_ENV"
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -34,14 +38,18 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def typed_options(config: pytest.Config) -> dict[str, Any]:
-    """The options that stand on the command line or in the ini file; the environment is not looked at."""
-    typed: dict[str, Any] = {}
-    for option in OPTIONS:
-        value = config.getoption(option.dest)
-        value = config.getini(option.dest) if value is None else value
-        if value not in (None, [], False):
-            typed[option.name] = value
-    return typed
+    """The options that stand on the command line."""
+    return _given(config.getoption)
+
+
+def ini_options(config: pytest.Config) -> dict[str, Any]:
+    """The options that stand in the ini file."""
+    return _given(config.getini)
+
+
+def _given(get: Callable[[str], Any]) -> dict[str, Any]:
+    values = {option.name: get(option.dest) for option in OPTIONS}
+    return {name: value for name, value in values.items() if value not in (None, [], False)}
 
 
 def with_paths_joined(args: Sequence[str]) -> list[str]:
@@ -70,27 +78,37 @@ def _usage(option: str, value: object, accepted: str) -> pytest.UsageError:
 def _parse(option: Option, text: str, source: str) -> Any:
     try:
         return option.parse(text)
+    except NotAcceptedError as error:
+        raise pytest.UsageError(f"{source}: {one_line(text)[:60]!r} is not accepted: {error}") from None
     except (ValueError, KeyError):
         raise _usage(source, text, option.accepted) from None
 
 
-def parse_options(typed: Typed, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Every option that has a value, parsed: as typed, else from its environment variable.
+def _parse_given(option: Option, raw: Any, source: str) -> Any:
+    if option.flag:
+        return bool(raw)
+    if option.repeatable:
+        return tuple(_parse(option, text, source) for text in raw)
+    return _parse(option, raw, source)
+
+
+def parse_options(typed: Typed, environ: Mapping[str, str], ini: Typed | None = None) -> dict[str, Any]:
+    """Every option that has a value, parsed: as typed, else from its environment variable, else from the ini file.
 
     :raises pytest.UsageError: A value is not accepted.
     """
     values: dict[str, Any] = {}
     for option in OPTIONS:
         if option.name in typed:
-            raw = typed[option.name]
-            if option.flag:
-                values[option.name] = bool(raw)
-            elif option.repeatable:
-                values[option.name] = tuple(_parse(option, text, option.name) for text in raw)
-            else:
-                values[option.name] = _parse(option, raw, option.name)
+            values[option.name] = _parse_given(option, typed[option.name], option.name)
         elif option.environment and environ.get(option.environment):
             values[option.name] = _parse(option, environ[option.environment], f"{option.environment} (environment)")
+        elif ini and option.name in ini:
+            values[option.name] = _parse_given(option, ini[option.name], f"{option.dest} (ini file)")
+    if values.get("--mode") is Mode.SUBMIT and "--submit-team" not in values and environ.get(TEAM_VARIABLE, "").strip():
+        # Only supplies a name: it never turns submission on.
+        team = BY_NAME["--submit-team"]
+        values[team.name] = _parse(team, environ[TEAM_VARIABLE], f"{TEAM_VARIABLE} (environment)")
     return values
 
 
@@ -106,25 +124,37 @@ def _scenarios_of(values: Mapping[str, Any]) -> tuple[Scenario, ...]:
     return (Scenario(isl, osl),)
 
 
-def _mode_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> Mode:
+def _mode_of(values: Mapping[str, Any]) -> Mode:
     mode, team = values.get("--mode"), values.get("--submit-team")
     if team is not None and mode not in (None, Mode.SUBMIT):
         raise pytest.UsageError(f"--submit-team {team!r} implies --mode submit, but --mode {mode} was typed; drop one")
-    if team is None and mode is Mode.SUBMIT and not environ.get("TEAM_NAME_ENV", "").strip():
-        raise pytest.UsageError("--mode submit needs a team; type --submit-team NAME or set TEAM_NAME_ENV")
-    if team is not None or mode is Mode.SUBMIT:
-        raise pytest.UsageError("submission (--mode submit, --submit-team) is not built yet; use --mode perf")
-    return mode or Mode.PERF
+    if team is None and mode is Mode.SUBMIT:
+        raise pytest.UsageError(f"--mode submit needs a team; type --submit-team NAME or set {TEAM_VARIABLE}")
+    return Mode.SUBMIT if team is not None else mode or Mode.PERF
 
 
-def make_config(values: Mapping[str, Any], typed: Typed, environ: Mapping[str, str], rootdir: Path) -> SweepConfig:
+def _refuse_unsubmittable(values: Mapping[str, Any], scenarios: Sequence[Scenario]) -> None:
+    """What mode submit could only find out after hours of measuring."""
+    if not values.get("--accuracy", True):
+        raise pytest.UsageError("--accuracy off is never submitted: a result needs its accuracy; drop one of both")
+    if "--accuracy-limit" in values:
+        raise pytest.UsageError(
+            "--accuracy-limit is never submitted: a part of the accuracy task is not the task; drop one of both"
+        )
+    if problem := routing_problem(scenarios, values.get("--leaderboard-url")):
+        raise pytest.UsageError(problem)
+
+
+def make_config(values: Mapping[str, Any], typed: Typed, rootdir: Path) -> SweepConfig:
     """The sweep that parsed options ask for.
 
     :param typed: What was typed, to tell it from the environment.
     :param rootdir: What relative report folders are relative to.
     :raises pytest.UsageError: Options contradict each other, or ask for what is not built yet.
     """
-    scenarios, mode = _scenarios_of(values), _mode_of(values, environ)
+    scenarios, mode = _scenarios_of(values), _mode_of(values)
+    if mode is Mode.SUBMIT:
+        _refuse_unsubmittable(values, scenarios)
     engine = values.get("--engine", Engine.AUTO)
     urls = values.get("--server-url", ())
     if engine is Engine.SGLANG:
@@ -172,6 +202,10 @@ def make_config(values: Mapping[str, Any], typed: Typed, environ: Mapping[str, s
         reports_dir=rootdir / values.get("--reports-dir", Path("reports")),
         resume=values.get("--resume", ()),
         preflight=values.get("--preflight", False),
+        team=values.get("--submit-team"),
+        leaderboard_url=values.get("--leaderboard-url"),
+        accept_schema=values.get("--accept-schema", False),
+        submit_timeout_s=values.get("--submit-timeout", 300.0),
     )
 
 
@@ -192,6 +226,17 @@ def _text(name: str, value: Any) -> Any:
     if BY_NAME[name].repeatable:
         return [str(item) for item in value]
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+#: What an option means that nobody typed, where a batch that does not have it can be asked for it.
+_DEFAULTS: Mapping[str, Any] = {
+    "--conc": CONCURRENCIES,
+    "--mode": Mode.PERF,
+    "--engine": Engine.AUTO,
+    "--accuracy": True,
+    "--port": 8888,
+    "--random-range-ratio": 1.0,
+}
 
 
 def resumed_values(typed: Typed, stored: Mapping[Path, Typed]) -> dict[str, Any]:
@@ -226,13 +271,15 @@ def resumed_values(typed: Typed, stored: Mapping[Path, Typed]) -> dict[str, Any]
                 f"but {', '.join(map(str, asked_scenarios))} was typed; drop the lengths"
             )
     for name, value in asked.items():
-        if BY_NAME[name].stored and name not in ("--isl", "--osl", "--scenario") and value != merged.get(name):
-            kept = merged.get(name)
+        kept = merged.get(name)
+        if not BY_NAME[name].stored or name in ("--isl", "--osl", "--scenario"):
+            continue
+        if value != (_DEFAULTS.get(name) if kept is None else kept):
             raise pytest.UsageError(
                 f"{name}: {_text(name, value)!r} contradicts the resumed batch, which has "
                 f"{'none' if kept is None else repr(_text(name, kept))}; drop it"
             )
-        merged.setdefault(name, value)
+    merged |= {name: value for name, value in asked.items() if not BY_NAME[name].stored}
     merged["--scenario"] = tuple(scenarios)
     return {name: value for name, value in merged.items() if value is not None and name not in ("--isl", "--osl")}
 

@@ -18,14 +18,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     args = options.with_paths_joined(config.invocation_params.args)
-    return None if args == list(config.invocation_params.args) else pytest.main(args, config.invocation_params.plugins)
+    if args != list(config.invocation_params.args):
+        return pytest.main(args, config.invocation_params.plugins)
+    typed = options.typed_options(config)
+    if "--submit-pending" not in typed:
+        return None
+    from pytest_dsr1.pending import submit_pending
+
+    return submit_pending(typed, options.environment(), config.invocation_params.dir)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, "dsr1_fixtures")
     typed = options.typed_options(config)
-    if options.asks_for_sweep(typed):
+    if options.asks_for_sweep({**options.ini_options(config), **typed}):
         activate(config, typed)
+    elif "--preflight" in typed:
+        raise pytest.UsageError(f"--preflight: {collection.HINT} --preflight")
 
 
 @pytest.hookimpl(tryfirst=True)

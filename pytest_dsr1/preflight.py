@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_dsr1.core.config import Engine, Mode, Point, SweepConfig
+from pytest_dsr1.core.config import Engine, Mode, Point, Scenario, SweepConfig
+from pytest_dsr1.core.server import Served
 from pytest_dsr1.progress import duration
 
 #: Bytes of result, samples and summary, roughly, per generated token; and what else must be free.
@@ -46,6 +47,17 @@ def lines(config: SweepConfig, points: Sequence[Point], found: Sequence[Check]) 
         yield f"at the speed of the B200 baselines the performance part takes about {duration(guess)}"
     elif config.mode is not Mode.ACC:
         yield "how long it takes cannot be said: there is no B200 baseline for these lengths"
+
+
+def require_context(scenario: Scenario, served: Served) -> None:
+    """:raises ValueError: The server's context is too short for the lengths."""
+    context = served.context_length
+    needed = scenario.isl + scenario.osl
+    if context is not None and needed > context:
+        raise ValueError(
+            f"ISL {scenario.isl} + OSL {scenario.osl} = {needed} tokens do not fit into the context "
+            f"of {served.model} at {served.url}, {context} tokens; ask for shorter lengths, or serve a longer context"
+        )
 
 
 def _expected_s(config: SweepConfig, points: Sequence[Point]) -> float | None:
@@ -89,6 +101,10 @@ def _baselines(config: SweepConfig) -> Iterator[Check]:
     if target is not None:
         parent = target.absolute().parent
         problem = "" if parent.is_dir() and os.access(parent, os.W_OK) else f": {parent} is not a writable folder"
+        try:
+            given_baselines(target if target.exists() else None)
+        except (OSError, ValueError) as error:
+            problem = f": {error}"
         yield Check(not problem, f"--record-accuracy-baseline: {target}{problem}")
 
 

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from pytest_dsr1 import collection, options, preflight
+from pytest_dsr1.activation import MISSING, selects_by_name
 from pytest_dsr1.core.config import Mode, Point, Scenario, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.summary import Status
-from pytest_dsr1.journal import Journal, result_path
+from pytest_dsr1.journal import Journal, JournalError, result_path
 from pytest_dsr1.lock import ServerBusyError, ServerLock
 from pytest_dsr1.report import closing_lines, header_lines
 from pytest_dsr1.servers import Served, ServerError
@@ -58,7 +59,22 @@ class Sweep:
     def measures(self) -> bool:
         """Whether anything will be run; not for --collect-only, --preflight and the like."""
         option = self._pytest.option
-        return not (option.collectonly or self.config.preflight or getattr(option, "setupplan", False))
+        shows_only = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test", "cacheshow")
+        return not (self.config.preflight or any(getattr(option, name, False) for name in shows_only))
+
+    @property
+    def begun(self) -> bool:
+        """Whether the session came so far that there are batches."""
+        return self._begun
+
+    @property
+    def journals(self) -> tuple[Journal, ...]:
+        """Of every scenario, in sweep order; at the end, of those that have points."""
+        return tuple(self._journals[scenario] for scenario in self.config.scenarios if scenario in self._journals)
+
+    def shown(self, folder: Path) -> str:
+        """A folder as a user would type it where he is."""
+        return _shown(folder, self._pytest.invocation_params.dir)
 
     @property
     def folders(self) -> dict[Scenario, Path]:
@@ -73,23 +89,44 @@ class Sweep:
         if problems:
             raise pytest.UsageError("; ".join(check.message for check in problems))
         self._choice = choose(self.config, self._server_log())
+        self._refuse_unsubmittable(reference=self._choice.is_reference)
         if self._choice.running:
             self._ask_running_server()
         self._open_journals()
+        if self._served is not None:
+            try:
+                self._note_server(self._served)
+            except JournalError as error:
+                raise pytest.UsageError(f"--resume: {error}") from None
         self._begun = True
         if threading.current_thread() is threading.main_thread():
             self._old_handler = signal.signal(signal.SIGTERM, self._terminate)
 
     def _ask_running_server(self) -> None:
         """Find out now what would otherwise be found wrong after minutes of accuracy."""
-        from pytest_dsr1.bench import endpoint_of, prompt_plan
+        from pytest_dsr1.accuracy import AccuracyError
+        from pytest_dsr1.bench import accuracy_source, endpoint_of, prompt_plan
 
         try:
             served = self.start_server()
+            self._refuse_unsubmittable(reference=served.is_reference, gpus_known=served.num_gpus is not None)
+            for scenario in self.config.scenarios if self.config.mode is not Mode.ACC else ():
+                preflight.require_context(scenario, served)
             if self.config.mode is not Mode.ACC:
                 prompt_plan(self.config, endpoint_of(served))
-        except (ServerError, ValueError) as error:
+            if self.config.accuracy:
+                accuracy_source(self.config, served)
+        except (ServerError, AccuracyError, ValueError) as error:
             raise pytest.UsageError(str(error)) from None
+
+    def _refuse_unsubmittable(self, *, reference: bool, gpus_known: bool = True) -> None:
+        from pytest_dsr1.leaderboard.eligibility import server_problem
+
+        assert self._choice is not None, "the session has not started"
+        if self.config.mode is Mode.SUBMIT and (
+            problem := server_problem(self.config, self._choice.why, reference=reference, gpus_known=gpus_known)
+        ):
+            raise pytest.UsageError(problem)
 
     def _server_log(self) -> Path:
         """One log per start: a server may serve many batches."""
@@ -109,19 +146,28 @@ class Sweep:
 
     def _open_journals(self) -> None:
         if self._journals:
+            for journal in self._journals.values():
+                try:
+                    journal.lock()
+                except JournalError as error:
+                    raise pytest.UsageError(f"--resume: {error}") from None
             return
         reports, mode = self.config.reports_dir, self.config.mode
         try:
             for scenario in self.config.scenarios:
                 kept = options.storable(self._values, scenario)
-                self._journals[scenario] = Journal.create(reports, scenario, mode, kept)
+                journal = self._journals[scenario] = Journal.create(reports, scenario, mode, kept)
+                journal.lock()
+                if not self.config.accuracy:
+                    journal.note("accuracy off: nobody checked that it is the model")
         except OSError as error:
             raise pytest.UsageError(f"--reports-dir: {reports} cannot be written to ({error.strerror})") from None
 
     def _terminate(self, _number: int, _frame: object) -> None:
         """End as Ctrl+C does, so that everything that is undone then is undone now."""
         self._terminated = True
-        signal.raise_signal(signal.SIGINT)
+        # Not by way of SIGINT, which a shell's background jobs are born to ignore.
+        raise KeyboardInterrupt
 
     def pytest_report_header(self) -> list[str]:
         why = self._choice.why if self._choice else ""
@@ -142,11 +188,23 @@ class Sweep:
                 served = self._choice.server.start()
                 self._lock = ServerLock(served.url)
                 self._lock.acquire(f"pytest in {self._pytest.invocation_params.dir}")
-            except (ServerError, ServerBusyError) as error:
+                if self._begun:
+                    self._note_server(served)
+            except (ServerError, ServerBusyError, JournalError) as error:
                 self._start_error = error if isinstance(error, ServerError) else ServerError(str(error))
                 raise self._start_error from None
             self._served = served
         return self._served
+
+    def _note_server(self, served: Served) -> None:
+        """:raises JournalError: A resumed batch was begun on another engine or model."""
+        for journal in self._journals.values():
+            journal.serve(served.engine, served.model)
+
+    @property
+    def _misses_nothing(self) -> bool:
+        """Whether this completes batches that are complete; a selection by name that selects nothing is a mistake."""
+        return bool(self.config.resume) and self._pytest.stash[MISSING] is not None and not self._due
 
     def flush_cache(self) -> None:
         if self._choice is not None:
@@ -169,6 +227,7 @@ class Sweep:
             raise pytest.UsageError(str(error)) from None
         node.workerinput["dsr1"] = {
             "prompt_seed": self.config.prompt_seed,
+            "by_name": selects_by_name(self._pytest),
             "served": served_to_json(served),
             "folders": {str(scenario): str(folder) for scenario, folder in self.folders.items()},
         }
@@ -242,14 +301,15 @@ class Sweep:
         gated = getattr(report, "dsr1_gated", False)
         if report.failed or gated:
             due[report.nodeid] = "failed"
-            self._failures.setdefault(point, getattr(report, "dsr1_reason", "") or _first_line(report))
+            self._failures.setdefault(point, getattr(report, "dsr1_reason", "") or _last_line(report))
             if gated:
                 self._run_again_with_lf(report.nodeid)
         elif report.skipped:
             due[report.nodeid] = "skipped"
         elif report.when == "call":
             due[report.nodeid] = due[report.nodeid] or "passed"
-        if report.when == "teardown" and all(due.values()):
+        # A test whose worker crashed has one report, of no phase.
+        if report.when not in ("setup", "call") and all(due.values()):
             self._end(point)
 
     def _run_again_with_lf(self, nodeid: str) -> None:
@@ -271,15 +331,21 @@ class Sweep:
         else:
             # Everything was skipped: nothing was measured, so nothing passed.
             journal.end(point.conc, Status.NOT_RUN)
+        result = self._result(journal, point.conc)
+        for finding in result.findings if result is not None else ():
+            if finding["severity"] == "warn":
+                journal.note(f"CONC {point.conc}: warning {finding['check']}: {finding['message']}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not self._begun:
             return
+        interrupted = self._terminated or session.exitstatus == pytest.ExitCode.INTERRUPTED
         for point in self._due:
             journal = self._journals[point.scenario]
             if journal.batch.point(point.conc).status is Status.STARTED:
-                if point in self._failures:
+                # An interrupted point is measured again, even if one of its tests had failed before.
+                if point in self._failures and not interrupted:
                     journal.end(point.conc, Status.FAILED, self._failures[point])
                 else:
                     journal.end(point.conc, Status.INTERRUPTED)
@@ -289,7 +355,7 @@ class Sweep:
         failed = any(journal.batch.count(Status.FAILED) for journal in self._journals.values())
         if self._terminated:
             session.exitstatus = _EXIT_TERMINATED
-        elif session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self.config.resume and not self._due:
+        elif session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._misses_nothing:
             # Nothing was missing: what the batch says is what there is to say.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED if failed else pytest.ExitCode.OK
         elif session.exitstatus == pytest.ExitCode.OK and failed:
@@ -301,9 +367,7 @@ class Sweep:
         terminalreporter.section("dsr1")
         for journal in self._journals.values():
             results = {state.conc: self._result(journal, state.conc) for state in journal.batch.points}
-            for line in closing_lines(
-                journal.batch, results, _shown(journal.folder, self._pytest.invocation_params.dir)
-            ):
+            for line in closing_lines(journal.batch, results, self.shown(journal.folder)):
                 terminalreporter.write_line(line)
 
     def _result(self, journal: Journal, conc: int) -> Result | None:
@@ -323,7 +387,7 @@ def _test_name(nodeid: str) -> str:
     return nodeid.rpartition("::")[2].partition("[")[0]
 
 
-def _first_line(report: pytest.TestReport) -> str:
+def _last_line(report: pytest.TestReport) -> str:
     return next((line.strip() for line in reversed(report.longreprtext.splitlines()) if line.strip()), "failed")
 
 

@@ -114,6 +114,10 @@ class SweepConfig:
     :param tp: Tensor parallelism as typed; a result whose server says nothing counts it as assumed.
     :param accuracy: Whether the gate is evaluated (`--accuracy gate`) or left out (`off`).
     :param accuracy_limit: Only the first N documents: a task of its own, never submitted.
+    :param team: Under which name results are submitted; None unless the mode is submit.
+    :param leaderboard_url: Where, as typed; None: the Space of the lengths.
+    :param accept_schema: Whether a leaderboard's labels that nobody recognises mean what we send.
+    :param submit_timeout_s: For one submission, from its first attempt to its outcome.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -140,6 +144,10 @@ class SweepConfig:
     reports_dir: Path = Path("reports")
     resume: tuple[Path, ...] = ()
     preflight: bool = False
+    team: str | None = None
+    leaderboard_url: str | None = None
+    accept_schema: bool = False
+    submit_timeout_s: float = 300.0
 
     @property
     def points(self) -> tuple[Point, ...]:

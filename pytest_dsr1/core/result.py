@@ -54,14 +54,14 @@ class LoadRecord:
 
     :param vocab_size: Ids of prompts are below it; `vocab_source` says who said so.
     :param prompts_sha256: Of ids and lengths of the point's prompts.
-    :param samples_file: Name and sha256 of the raw samples beside the result.
+    :param samples_file: Name and sha256 of the raw samples beside the result; None if they could not be kept.
     """
 
     run: LoadRun
     vocab_size: int
     vocab_source: str
     prompts_sha256: str
-    samples_file: tuple[str, str]
+    samples_file: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -250,13 +250,18 @@ def _accuracy_fields(accuracy: AccuracyRecord) -> dict[str, Any]:
 def _load_fields(load: LoadRecord, performance: Performance | None) -> dict[str, Any]:
     run = load.run
     outcomes = {str(outcome): sum(sample.outcome is outcome for sample in run.samples) for outcome in Outcome}
-    failed = [sample for sample in run.samples if not sample.ok]
+    failed = [
+        f"{kind} {sample.index}: {sample.outcome}: {sample.detail}"
+        for kind, samples in (("warm-up", run.warmups), ("request", run.samples))
+        for sample in samples
+        if not sample.ok
+    ]
     client: dict[str, Any] = {
         "requests": {
             "sent": len(run.samples),
             "outcomes": {outcome: count for outcome, count in outcomes.items() if count},
             # Enough to see what went wrong; the raw samples have them all.
-            "first_failures": [f"request {one.index}: {one.outcome}: {one.detail}" for one in failed[:5]],
+            "first_failures": failed[:5],
         },
         "reconnects": run.reconnects,
         "cpu_s": run.cpu_s,
@@ -273,8 +278,9 @@ def _load_fields(load: LoadRecord, performance: Performance | None) -> dict[str,
         client["slots_busy"] = performance.slots_busy
         if performance.slot_idle is not None:
             client["slot_idle_ms"] = {"mean": performance.slot_idle.mean_ms, "max": performance.slot_idle.max_ms}
-    name, sha256 = load.samples_file
-    fields: dict[str, Any] = {"client": client, "samples": {"file": name, "sha256": sha256}}
+    fields: dict[str, Any] = {"client": client}
+    if load.samples_file is not None:
+        fields["samples"] = dict(zip(("file", "sha256"), load.samples_file, strict=True))
     if performance is not None:
         fields["latency_ms"] = performance.latency_ms()
     return fields

@@ -91,10 +91,15 @@ class Batch:
     def with_point(self, state: PointState) -> Batch:
         return replace(self, points=tuple(state if old.conc == state.conc else old for old in self.points))
 
-    def with_note(self, note: str) -> Batch:
-        """Add a note, once."""
-        line = one_line(note)
-        return self if line in self.notes else replace(self, notes=(*self.notes, line))
+    def with_note(self, note: str, instead_of: str = "") -> Batch:
+        """Add a note, once.
+
+        :param instead_of: How a note begins whose place it takes.
+        """
+        line, notes = one_line(note), self.notes
+        if old := next((other for other in notes if instead_of and other.startswith(instead_of)), None):
+            return replace(self, notes=tuple(line if other == old else other for other in notes))
+        return self if line in notes else replace(self, notes=(*notes, line))
 
     @property
     def complete(self) -> bool:

@@ -5,7 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+from pytest_dsr1.core.config import SweepConfig
 from pytest_dsr1.core.result import Result
+from pytest_dsr1.core.server import is_loopback
+from pytest_dsr1.leaderboard.routing import leaderboard_for
+
+
+def server_problem(config: SweepConfig, why: str, *, reference: bool, gpus_known: bool) -> str:
+    """Why results of this server could not be submitted whatever they are; empty if they could.
+
+    :param why: Who serves, and why no other.
+    """
+    urls = [leaderboard_for(scenario, config.leaderboard_url) for scenario in config.scenarios]
+    if reference and not all(url is not None and is_loopback(url) for url in urls):
+        return (
+            f"mode submit, but served by {why}: results of the reference engine never leave the machine; name the "
+            "server to be measured with --server-url, or rehearse with --leaderboard-url http://127.0.0.1:PORT "
+            "(start one with: python -m pytest_dsr1.leaderboard serve)"
+        )
+    if not gpus_known:
+        return "mode submit needs a throughput per GPU, and the server does not say how many GPUs it has; type --tp N"
+    return ""
+
 
 #: A result, and whether the leaderboard is on this machine; to reasons, one line each.
 Objection: TypeAlias = Callable[[Result, bool], Iterator[str]]

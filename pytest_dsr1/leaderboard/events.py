@@ -1,7 +1,7 @@
 """What Gradio says about a submission: the event stream's bytes become events, and an event an outcome.
 
-Forms seen on Gradio 6.31, 5.49 and 4.44: `complete` with the handler's outputs, `heartbeat` with null, `error` with null,
-with a text, or with an object whose `error` is a text or null.
+Forms seen on Gradio 6.31, 5.49 and 4.44: `complete` with the handler's outputs, `heartbeat` with null, `error` with
+null, with a text, or with an object whose `error` is a text or null.
 """
 
 from __future__ import annotations

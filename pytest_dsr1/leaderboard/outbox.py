@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,10 +15,6 @@ from pytest_dsr1.leaderboard.events import State
 # 1 - {"version", "time", "key", "url", "conc", "state", "message", "event_id", "data"}, one object a line
 VERSION = 1
 NAME = "submissions.jsonl"
-
-
-class OutboxBusyError(RuntimeError):
-    """Another process is sending from this folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +37,7 @@ class Record:
 
 
 class Outbox:
-    """`submissions.jsonl` of one batch folder."""
+    """`submissions.jsonl` of one batch folder. Who holds the lock of its journal may write."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
@@ -94,19 +88,3 @@ class Outbox:
             else record
             for key, record in found.items()
         }
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from sending at the same time.
-
-        :raises OutboxBusyError: One is.
-        """
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutboxBusyError(f"another process is sending from {self.path.parent}; wait for it") from None
-            yield
-        finally:
-            os.close(directory)

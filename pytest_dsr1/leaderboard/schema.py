@@ -57,6 +57,8 @@ FIELDS_14 = tuple(Field)
 _INTERACTIVITIES = (Field.INTERACTIVITY, Field.B200_INTERACTIVITY, Field.INTERACTIVITY_RATIO)
 #: The order of the competition's Spaces, and what is assumed of a leaderboard that cannot be asked.
 FIELDS_11 = tuple(field for field in FIELDS_14 if field not in _INTERACTIVITIES)
+#: The endpoint that every leaderboard of the family has.
+API_NAME = "submit_results"
 #: At the end of a label: the input may be left empty.
 IF_KNOWN = ", if known"
 
@@ -84,8 +86,24 @@ _ALIASES = {
 #: Units, and what may stand beside a quantity without changing which one it is. Whose figure it is, is one of these
 #: unless it is B200's.
 _SILENT = frozenset(
-    "name the a median p50 50th percentile ms s sec second seconds milliseconds per gpu gpus user users in of end to "
-    "latency time level ours our mine mi300x mi325x mi350x mi355x amd wikitext higher lower is better".split()
+    {
+        *("name", "the", "a", "in", "of", "to", "is", "per", "our", "ours", "mine", "higher", "lower", "better"),
+        *(
+            "median",
+            "p50",
+            "50th",
+            "percentile",
+            "latency",
+            "time",
+            "level",
+            "wikitext",
+            "gpu",
+            "gpus",
+            "user",
+            "users",
+        ),
+        *("ms", "milliseconds", "s", "sec", "second", "seconds", "amd", "mi300x", "mi325x", "mi350x", "mi355x"),
+    }
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.core.summary import PointState, Status
 from pytest_dsr1.journal import Journal, result_path
 from pytest_dsr1.leaderboard.accepted import accept, is_accepted
+from pytest_dsr1.leaderboard.client import Leaderboard, LeaderboardError
 from pytest_dsr1.leaderboard.eligibility import objections
 from pytest_dsr1.leaderboard.events import Outcome, State
-from pytest_dsr1.leaderboard.gradio import Leaderboard, LeaderboardError
-from pytest_dsr1.leaderboard.outbox import Outbox, OutboxBusyError, Record
+from pytest_dsr1.leaderboard.outbox import Outbox, Record
 from pytest_dsr1.leaderboard.payload import Entry, PayloadError, make_entry
 from pytest_dsr1.leaderboard.schema import ASSUMED, Schema, SchemaError, match, side_by_side
 
@@ -89,31 +89,25 @@ def look(board: Leaderboard, terms: Terms, patience_s: float) -> Schema:
 
 
 def submit_batch(journal: Journal, team: str, url: str, terms: Terms) -> list[Report]:
-    """Send what may be sent of a batch, in the order of CONC; every outcome is in the outbox and in the summary.
-
-    :raises OutboxBusyError: Another process is at it.
-    """
+    """Send what may be sent of a batch, in the order of CONC; every outcome is in the outbox and in the summary."""
     outbox = Outbox(journal.folder)
-    with outbox.held():
-        sender = _Sender(outbox, Leaderboard(url, terms.token), terms)
-        due, reports = _due(journal, team, url)
-        for entry in due:
-            sender.write_down(entry)
-        for entry in due:
-            reports.append(sender.send(entry))
-            _note(journal, url, reports[-1])
-    for report in reports:
+    sender = _Sender(outbox, Leaderboard(url, terms.token), terms)
+    due, reports = _due(journal, team, url)
+    reports_of_due = [sender.write_down(entry) for entry in due]
+    for report in (*reports_of_due, *reports):
         _note(journal, url, report)
+    for entry in due:
+        reports.append(sender.send(entry))
+        _note(journal, url, reports[-1])
     return sorted(reports, key=lambda report: report.conc)
 
 
 def keep_pending(journal: Journal, team: str, url: str, why: str) -> list[Report]:
     """Write down what could be sent, and send nothing."""
     outbox = Outbox(journal.folder)
+    sender = _Sender(outbox, Leaderboard(url), Terms(reports=journal.folder))
     due, reports = _due(journal, team, url)
-    for entry in due:
-        with outbox.held():
-            reports.append(_Sender(outbox, Leaderboard(url), Terms(reports=journal.folder)).write_down(entry, why))
+    reports += [sender.write_down(entry, why) for entry in due]
     for report in reports:
         _note(journal, url, report)
     return sorted(reports, key=lambda report: report.conc)
@@ -205,17 +199,20 @@ class _Sender:
                 outcome = self._board.submit(
                     data,
                     self._terms.patience_s,
-                    lambda state, message: self._write(entry, Outcome(state, message), data),
+                    lambda state, message: self._log(entry, known, Outcome(state, message), data),
                 )
                 if outcome.state is State.PENDING:
                     self._stopped = outcome.message
-        if known.state is not State.PENDING and outcome.state is State.PENDING:
-            # Nothing was sent this time; what was before still stands.
-            outcome = Outcome(known.state, known.message, known.event_id)
-        self._write(entry, outcome, data or known.data)
+        self._log(entry, known, outcome, data or known.data)
         return Report(entry.conc, outcome.state, outcome.message, outcome.event_id)
 
-    def _write(self, entry: Entry, outcome: Outcome, data: object) -> None:
+    # What was before still stands where nothing was sent this time.
+    def _log(self, entry: Entry, before: Record, outcome: Outcome, data: Sequence[object]) -> None:
+        if outcome.state is State.PENDING and before.state is not State.PENDING:
+            outcome = Outcome(before.state, before.message, before.event_id)
+        self._write(entry, outcome, data)
+
+    def _write(self, entry: Entry, outcome: Outcome, data: Sequence[object]) -> None:
         self._outbox.append(
             Record(
                 key=entry.key(self._board.url),
@@ -224,9 +221,6 @@ class _Sender:
                 state=outcome.state,
                 message=outcome.message,
                 event_id=outcome.event_id,
-                data=list(data) if isinstance(data, list | tuple) else [],
+                data=list(data),
             )
         )
-
-
-__all__ = ["OutboxBusyError", "Report", "Terms", "keep_pending", "look", "submit_batch"]

@@ -19,11 +19,13 @@ class Choice:
 
     :param why: For the header: which one, and why.
     :param running: Whether it answers already, so that it can be asked before anything else is done.
+    :param is_reference: Whether it is known to be the embedded engine, before it is asked.
     """
 
     server: Server
     why: str
     running: bool
+    is_reference: bool = False
 
 
 def choose(config: SweepConfig, log: Path) -> Choice:
@@ -34,7 +36,9 @@ def choose(config: SweepConfig, log: Path) -> Choice:
     if config.server_url is not None:
         return Choice(_external(config, config.server_url), f"{config.server_url} (--server-url)", running=True)
     if config.engine is Engine.REFERENCE:
-        return Choice(_reference(log), "the embedded reference engine (--engine reference)", running=False)
+        return Choice(
+            _reference(log), "the embedded reference engine (--engine reference)", running=False, is_reference=True
+        )
     wanted = config.model or DEFAULT_MODEL
     url = f"http://127.0.0.1:{config.port}"
     if found := _serves(url, wanted):
@@ -44,7 +48,7 @@ def choose(config: SweepConfig, log: Path) -> Choice:
             running=True,
         )
     why = f"the embedded reference engine, since {_reason(found, url, wanted)}, and launching SGLang is not built yet"
-    return Choice(_reference(log), why, running=False)
+    return Choice(_reference(log), why, running=False, is_reference=True)
 
 
 def _serves(url: str, model: str) -> bool | None:

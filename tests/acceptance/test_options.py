@@ -112,7 +112,7 @@ def test_preflight_fails_on_what_would_fail(project: Project) -> None:
     (project.folder / "rows.jsonl").write_text('{"text": "short"}\n')
     outcome = project.run(*LENGTHS, "--preflight", "--accuracy-data", "rows.jsonl")
     assert outcome.status == 1, outcome
-    assert "FAILED --accuracy-data: rows.jsonl: " in outcome.output
+    assert f"FAILED --accuracy-data: {project.folder / 'rows.jsonl'}: " in outcome.output
 
 
 @pytest.mark.parametrize("how", ["conftest", "entry point", "both"])

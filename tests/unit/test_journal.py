@@ -55,6 +55,7 @@ def test_exists_from_the_first_second(tmp_path: Path, clock: Clock) -> None:
 def test_second_batch_of_a_second_gets_a_number(tmp_path: Path, clock: Clock) -> None:
     """Two batches never share a folder, and `latest` points to the newer one."""
     first, second = (Journal.create(tmp_path, SCENARIO, Mode.PERF, {}, clock) for _ in range(2))
+    second.select({4: BOTH})
     assert second.folder.name == f"{first.folder.name}_2"
     assert (tmp_path / "latest").resolve() == second.folder
 
@@ -132,6 +133,28 @@ def test_empty_batch_leaves_nothing(tmp_path: Path, clock: Clock) -> None:
     journal = Journal.create(tmp_path, SCENARIO, Mode.PERF, {}, clock)
     assert journal.discard_if_empty()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_latest_stays_where_nothing_is_selected(tmp_path: Path, journal: Journal, clock: Clock) -> None:
+    """A mistyped selection does not take away the link to the last good batch."""
+    Journal.create(tmp_path, SCENARIO, Mode.PERF, {}, clock).discard_if_empty()
+    assert (tmp_path / "latest").resolve() == journal.folder
+
+
+def test_one_session_at_a_time(journal: Journal, clock: Clock) -> None:
+    """A batch that is being measured cannot be resumed."""
+    journal.lock()
+    with pytest.raises(JournalError, match="is being measured by another session"):
+        Journal.reopen(journal.folder, clock).lock()
+
+
+def test_batch_is_of_one_model(journal: Journal, clock: Clock) -> None:
+    """It is remembered, and another one is refused."""
+    journal.serve("external", "theirs")
+    again = Journal.reopen(journal.folder, clock)
+    again.serve("external", "theirs")
+    with pytest.raises(JournalError, match=r"was begun on external / theirs \(engine / model\), now reference / ours"):
+        again.serve("reference", "ours")
 
 
 def test_batch_with_points_is_not_discarded(journal: Journal) -> None:

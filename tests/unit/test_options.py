@@ -39,7 +39,7 @@ def typed(*args: str) -> dict[str, Any]:
 
 def config(*args: str, environ: Mapping[str, str] | None = None) -> SweepConfig:
     options = typed(*args)
-    return make_config(parse_options(options, environ or {}), options, environ or {}, Path("/rootdir"))
+    return make_config(parse_options(options, environ or {}), options, Path("/rootdir"))
 
 
 def test_defaults() -> None:
@@ -80,6 +80,15 @@ def test_environment_comes_after_the_command_line() -> None:
     assert not config(*LENGTHS, "--model", "mine", environ=environ).model_from_environment
 
 
+def test_ini_file_comes_last() -> None:
+    """Option, environment, ini file: in this order."""
+    ini = {"--port": "7777", "--conc": "2"}
+    assert parse_options({}, {"PORT": "6666"}, ini) == {"--port": 6666, "--conc": (2,)}
+    assert parse_options({"--port": "5555"}, {"PORT": "6666"}, ini)["--port"] == 5555
+    with pytest.raises(pytest.UsageError, match=r"dsr1_port \(ini file\): 'http' is not accepted"):
+        parse_options({}, {}, {"--port": "http"})
+
+
 def test_team_in_the_environment_does_not_submit() -> None:
     """TEAM_NAME_ENV only supplies a name where --mode submit was typed."""
     assert config(*LENGTHS, environ={"TEAM_NAME_ENV": "Team"}).mode is Mode.PERF
@@ -116,7 +125,6 @@ def test_asked_for(name: str) -> None:
         ((*LENGTHS, "--mode", "submit"), "--mode submit needs a team"),
         ((*LENGTHS, "--submit-team", ""), "--submit-team: '' is not accepted"),
         ((*LENGTHS, "--submit-team", "T", "--mode", "perf"), "--submit-team 'T' implies --mode submit"),
-        ((*LENGTHS, "--submit-team", "T"), "not built yet"),
         ((*LENGTHS, "--engine", "sglang"), "--engine sglang is not built yet"),
         ((*LENGTHS, "--engine", "vllm"), "--engine: 'vllm' is not accepted; use auto, sglang or reference"),
         ((*LENGTHS, "--server-url", "localhost:1"), "--server-url: 'localhost:1' is not accepted; use http://"),
@@ -149,7 +157,7 @@ STORED = (*LENGTHS, "--conc", "2,4", "--num-prompts", "9", "--accuracy", "off", 
 def resumed(*args: str, stored: tuple[str, ...] = STORED) -> SweepConfig:
     kept = storable(parse_options(typed(*stored), {}), Scenario(8, 4))
     options = typed("--resume", "batch", *args)
-    return make_config(resumed_values(options, {Path("batch"): kept}), options, {}, Path("/rootdir"))
+    return make_config(resumed_values(options, {Path("batch"): kept}), options, Path("/rootdir"))
 
 
 def test_resumed_batch_brings_its_options() -> None:
@@ -158,6 +166,11 @@ def test_resumed_batch_brings_its_options() -> None:
     for name in ("scenarios", "concurrencies", "num_prompts", "accuracy", "server_url"):
         assert getattr(made, name) == getattr(first, name)
     assert made.resume == (Path("batch"),)
+
+
+def test_default_typed_is_no_contradiction() -> None:
+    """What a batch has without having been asked may be asked for."""
+    assert resumed("--mode", "perf", "--engine", "auto").mode is Mode.PERF
 
 
 def test_same_option_again_is_no_contradiction() -> None:

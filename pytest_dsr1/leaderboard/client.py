@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 import urllib3
@@ -14,9 +14,8 @@ import urllib3
 from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.core.summary import one_line
 from pytest_dsr1.leaderboard.events import EventParser, Outcome, State, outcome
+from pytest_dsr1.leaderboard.schema import API_NAME
 
-#: The endpoint that every leaderboard of the family has.
-API_NAME = "submit_results"
 #: Seconds without a byte; Gradio sends a heartbeat every 15.
 READ_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
@@ -46,8 +45,8 @@ class LeaderboardError(Exception):
 class Leaderboard:
     """A leaderboard at `url`.
 
-    :param token: Of Hugging Face. Goes only into a header, only to this host, only if that is a Space under https or this
-        machine, and only after it said that it needs one.
+    :param token: Of Hugging Face. Goes only into a header, only to this host, only if that is a Space under https or
+        this machine, and only after it said that it needs one.
     """
 
     def __init__(self, url: str, token: str = "") -> None:
@@ -99,7 +98,7 @@ class Leaderboard:
                 if status in (401, 403, 404) and self._token_fits and not self._uses_token:
                     self._uses_token = True
                     return self._json(path, until)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, _TooLongError) as error:
+        except _LOST as error:
             raise LeaderboardError(f"{self.url} cannot be asked ({_kind(error)})", transient=True) from None
         if status != 200:
             raise self._refusal(response, body)
@@ -153,7 +152,7 @@ class Leaderboard:
         try:
             with self._request("POST", f"{self._prefix}/call/{API_NAME}", until, content) as response:
                 status, body = response.status_code, _body(response, until)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, _TooLongError) as error:
+        except _LOST as error:
             if _never_connected(error):
                 raise LeaderboardError(f"{self.url} cannot be reached ({_kind(error)})", transient=True) from None
             return Outcome(State.UNKNOWN, f"the connection was lost after it was sent ({_kind(error)})")
@@ -176,18 +175,18 @@ class Leaderboard:
         event_id = self._said(event_id)
         parser = EventParser()
         try:
-            path = f"{self._prefix}/call/{API_NAME}/{requests.utils.quote(event_id, safe='')}"
+            path = f"{self._prefix}/call/{API_NAME}/{quote(event_id, safe='')}"
             with self._request("GET", path, until) as response:
                 if response.status_code != 200:
                     why = f"asked what became of it, the leaderboard answered HTTP {response.status_code}"
                     return Outcome(State.UNKNOWN, why, event_id)
-                for chunk in response.iter_content(chunk_size=None):
+                for chunk in _chunks(response, until):
                     for event in parser.feed(chunk):
                         if (found := outcome(event, event_id)) is not None:
                             return Outcome(found.state, self._said(found.message), event_id)
-                    if time.monotonic() > until:
-                        return Outcome(State.UNKNOWN, "no outcome before the deadline, only heartbeats", event_id)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, _TooLongError) as error:
+        except _TooLongError:
+            return Outcome(State.UNKNOWN, "no outcome before the deadline", event_id)
+        except _LOST as error:
             return Outcome(State.UNKNOWN, f"the connection was lost while waiting ({_kind(error)})", event_id)
         return Outcome(State.UNKNOWN, "the connection was closed without an outcome", event_id)
 
@@ -230,11 +229,26 @@ class _TooLongError(Exception):
     """The deadline has passed, or a body is longer than any that is wanted."""
 
 
+#: How a request can fail on its way; bodies are read below requests, which words no errors there.
+_LOST = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, _TooLongError)
+
+
+def _chunks(response: requests.Response, until: float) -> Iterator[bytes]:
+    """A body as it arrives: `iter_content` would wait until a chunk is full.
+
+    :raises _TooLongError: The deadline has passed, however lively the connection is.
+    """
+    while chunk := response.raw.read1(65536, decode_content=True):
+        yield chunk
+        if time.monotonic() > until:
+            raise _TooLongError
+
+
 def _body(response: requests.Response, until: float) -> bytes:
     body = b""
-    for chunk in response.iter_content(chunk_size=65536):
+    for chunk in _chunks(response, until):
         body += chunk
-        if len(body) > MAX_BODY or time.monotonic() > until:
+        if len(body) > MAX_BODY:
             raise _TooLongError
     return body
 
@@ -263,7 +277,7 @@ def _never_connected(error: Exception) -> bool:
     return isinstance(error, requests.ConnectTimeout) or isinstance(reason, urllib3.exceptions.NewConnectionError)
 
 
-def _pauses() -> Any:
+def _pauses() -> Iterator[float]:
     pause, longest = BACK_OFF_S
     while True:
         yield pause

@@ -1,0 +1,343 @@
+"""Submissions to real Gradio servers, each a process of its own, and the leaderboard that comes with the project.
+
+Gradio 6 is the one that is installed; Gradio 5 that of the Python that DSR1_TEST_GRADIO5 names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_dsr1.accuracy.documents import task_for
+from pytest_dsr1.core.accuracy_baselines import to_json
+from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures
+from pytest_dsr1.core.result import Result
+from pytest_dsr1.leaderboard import client
+from pytest_dsr1.leaderboard.client import Leaderboard, LeaderboardError
+from pytest_dsr1.leaderboard.events import State
+from pytest_dsr1.leaderboard.outbox import Outbox
+from pytest_dsr1.leaderboard.payload import make_entry
+from pytest_dsr1.leaderboard.schema import FIELDS_14, IF_KNOWN, LABELS, match
+from tests.batches import result_fields
+from tests.conftest import ROOT
+from tests.project import Outcome, Project, wait_until
+from tests.servers.scripted_space import SEED_LABELS, scripted_space
+from tests.servers.timed import timed_server
+
+PATIENCE_S = 60.0
+
+
+@contextmanager
+def started(python: str, *args: str) -> Iterator[str]:
+    """The line that a server prints when it listens."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False"}
+    with subprocess.Popen(
+        [python, *args], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield next(line for line in process.stdout if "port " in line or "http://" in line)
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module", params=["gradio 6", "gradio 5"])
+def python(request: pytest.FixtureRequest) -> str:
+    """A Python that has this generation of Gradio."""
+    if request.param == "gradio 5":
+        other = os.environ.get("DSR1_TEST_GRADIO5")
+        if other is None:
+            pytest.skip("DSR1_TEST_GRADIO5 names no Python that has Gradio 5")
+        return other
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("Gradio is not installed: pip install 'pytest-dsr1[leaderboard]'")
+    return sys.executable
+
+
+@pytest.fixture(scope="module")
+def spaces(python: str) -> Iterator[str]:
+    """Strangers' Spaces, one under each path."""
+    with started(python, str(ROOT / "tests" / "servers" / "space.py")) as line:
+        yield f"http://127.0.0.1:{line.split()[1]}"
+
+
+@contextmanager
+def own_leaderboard(python: str, folder: Path, *args: str) -> Iterator[tuple[str, Path]]:
+    """`python -m pytest_dsr1.leaderboard serve`: its URL and its database."""
+    database = folder / "rows.sqlite"
+    command = ("-m", "pytest_dsr1.leaderboard", "serve", "--port", "0", "--database", str(database), *args)
+    with started(python, *command) as line:
+        yield next(word for word in line.split() if word.startswith("http://")).rstrip(","), database
+
+
+def stored(database: Path) -> list[dict[str, Any]]:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("SELECT * FROM submissions ORDER BY conc, id")]
+
+
+# -- strangers' Spaces ----------------------------------------------------------------------------------------
+
+
+def send(url: str, log: list[State] | None = None, **changed: Any) -> tuple[State, str]:
+    board = Leaderboard(url)
+    schema = match(board.labels(PATIENCE_S))
+    data = make_entry(Result(result_fields(**changed)), 'Team "A" \N{ROCKET}').data(schema)
+    found = board.submit(data, PATIENCE_S, lambda state, _message: None if log is None else log.append(state))
+    return found.state, found.message
+
+
+@pytest.mark.gradio
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/ok", (State.ACCEPTED, 'ok Team "A" \N{ROCKET}')),
+        ("/fourteen", (State.ACCEPTED, 'ok Team "A" \N{ROCKET}')),
+        ("/boom", (State.REFUSED, "its handler failed and did not say why")),
+        ("/boom_shown", (State.REFUSED, "boom: the table is gone")),
+        ("/gr_error", (State.REFUSED, "word_perplexity is too good")),
+    ],
+)
+def test_outcome_of_a_real_space(spaces: str, path: str, expected: tuple[State, str]) -> None:
+    """What its handler did is what is told."""
+    state, message = send(spaces + path)
+    # Gradio 5 keeps to itself what its successor tells.
+    assert (state, message) in (expected, (expected[0], "its handler failed and did not say why"))
+
+
+@pytest.mark.gradio
+def test_row_is_stored_as_it_was_sent(spaces: str) -> None:
+    """Every digit, in the order of the labels."""
+    send(f"{spaces}/fourteen", tput_per_gpu=1017.2612345678902)
+    with urllib.request.urlopen(f"{spaces}/rows") as reply:
+        rows = json.load(reply)
+    expected = make_entry(Result(result_fields(tput_per_gpu=1017.2612345678902)), 'Team "A" \N{ROCKET}').values
+    assert [expected[field] for field in FIELDS_14] in rows
+
+
+@pytest.mark.gradio
+def test_full_queue_is_waited_for(spaces: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is being handled, one waits, the third gets 503 until there is room; then it is stored, once."""
+    monkeypatch.setattr(client, "BACK_OFF_S", (0.02, 0.1))
+    board = Leaderboard(f"{spaces}/full")
+    labels = board.labels(PATIENCE_S)
+    assert len(labels) == 11
+    raw = partial(urllib.request.Request, f"{spaces}/full/gradio_api/call/submit_results", method="POST")
+    statuses: list[int] = []
+    while not statuses or statuses[-1] == 200:
+        body = json.dumps({"data": ["first", 4, *[1] * 9]}).encode()
+        try:
+            with urllib.request.urlopen(raw(data=body, headers={"Content-Type": "application/json"})) as reply:
+                statuses.append(reply.status)
+        except urllib.error.HTTPError as error:
+            statuses.append(error.code)
+    assert statuses[-1] == 503
+
+    def log(state: State, message: str) -> None:
+        if state is State.PENDING:
+            assert "HTTP 503: Queue is full" in message
+            urllib.request.urlopen(f"{spaces}/release").close()
+
+    data = make_entry(Result(result_fields(32)), "Team").data(match(labels))
+    assert board.submit(data, PATIENCE_S, log).state is State.ACCEPTED
+    with urllib.request.urlopen(f"{spaces}/rows") as reply:
+        assert [row[:2] for row in json.load(reply)].count(["Team", 32]) == 1
+
+
+@pytest.mark.gradio
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("/locked", "wants a login (HTTP 401)"), ("/nowhere", "HTTP 404")],
+)
+def test_space_that_cannot_be_asked(spaces: str, path: str, message: str) -> None:
+    """A password cannot be given, and a page that is not there is no leaderboard."""
+    with pytest.raises(LeaderboardError) as caught:
+        Leaderboard(spaces + path).labels(0.1)
+    assert message in str(caught.value)
+
+
+# -- a sweep --------------------------------------------------------------------------------------------------
+
+POINTS = ("--isl", "16", "--osl", "32", "--conc", "2,4", "--num-prompts", "8")
+
+
+def byte_server(**info: Any) -> Any:
+    """A server that tokenises bytes and gives each a log-likelihood of -1."""
+    return timed_server(ttft_s=0.002, interval_s=0.004, server_info={"bos_token_id": 256, **info})
+
+
+def with_baseline(project: Project, data: Path | None) -> tuple[str, ...]:
+    """Options by which that server passes the gate: what a byte of -1 makes of each figure."""
+    task = task_for(reference=data is None, data=data)
+    word = 2.718281828459045 ** (sum(one.bytes for one in task.documents) / sum(one.words for one in task.documents))
+    baseline = AccuracyBaseline(
+        "scripted", task.name, AccuracyFigures(1.4426950408889634, 2.718281828459045, word), "-"
+    )
+    (project.folder / "mine.json").write_text(to_json([baseline]))
+    corpus = () if data is None else ("--accuracy-data", str(data))
+    return (*corpus, "--accuracy-baseline", "mine.json")
+
+
+@pytest.mark.gradio
+def test_external_server_to_sqlite(project: Project, python: str, shared: Path) -> None:
+    """From the command line to the row: each point once, in the order of CONC, to the last digit."""
+    gate = with_baseline(project, shared / "data" / "wikitext2_raw_test_rows.jsonl")
+    with (
+        own_leaderboard(python, project.folder, "--scenario", "16/32") as (url, database),
+        byte_server(tp_size=2) as server,
+    ):
+        submit = ("--mode", "submit", "--leaderboard-url", url, "--server-url", server.url)
+        project.environment["TEAM_NAME_ENV"] = "Team 'A' \N{ROCKET}"
+        outcome = project.run(*POINTS, *gate, *submit)
+        assert outcome.status == 0, outcome
+        rows = stored(database)
+        again = project.run("--submit-pending", str(project.batch))
+        assert again.status == 0, again
+        assert stored(database) == rows
+    assert [(row["isl"], row["osl"], row["team"], row["conc"]) for row in rows] == [
+        (16, 32, "Team 'A' \N{ROCKET}", conc) for conc in (2, 4)
+    ]
+    for row in rows:
+        result = json.loads((project.batch / f"result_isl16_osl32_conc{row['conc']}.json").read_text())
+        assert result["engine"] == "external"
+        for name in ("median_e2el_ms", "tput_per_gpu", "interactivity"):
+            assert row[name] == result[name]
+        assert row["word_perplexity"] == result["accuracy"]["word_perplexity"]
+        assert row["b200_median_e2e_1126"] is None
+    assert "CONC 2: submitted, event " in outcome.output
+    assert f"submission to {url}, CONC=4: submitted, event " in project.summary()
+
+
+@pytest.mark.gradio
+def test_rehearsal_of_the_reference_engine(project: Project) -> None:
+    """It may go to a leaderboard on this machine, which the header says; several scenarios go to several boards."""
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("Gradio is not installed: pip install 'pytest-dsr1[leaderboard]'")
+    gate = with_baseline(project, None)
+    with (
+        own_leaderboard(sys.executable, project.folder, "--scenario", "16/32,8/16") as (url, database),
+        byte_server(engine="pytest-dsr1-reference") as server,
+    ):
+        board = f"{url}/isl{{isl}}osl{{osl}}"
+        points = ("--scenario", "16/32,8/16", "--conc", "2", "--num-prompts", "8", "--server-url", server.url)
+        outcome = project.run(*points, *gate, "--submit-team", "Team", "--leaderboard-url", board)
+        assert outcome.status == 0, outcome
+        assert sorted((row["isl"], row["osl"], row["conc"]) for row in stored(database)) == [(8, 16, 2), (16, 32, 2)]
+    assert f"dsr1: submits to {url}/isl16osl32 (a rehearsal on this machine)" in outcome.output
+    assert outcome.output.count("CONC 2: submitted, event ") == 2
+
+
+def fourteen_optional() -> Sequence[str]:
+    return [LABELS[field] + ("" if place < 4 else IF_KNOWN) for place, field in enumerate(FIELDS_14)]
+
+
+def test_interrupted_session_submits_nothing(project: Project) -> None:
+    """What is ready is kept, the command that sends it is printed, and sends it."""
+    gate = with_baseline(project, None)
+    with (
+        byte_server(engine="pytest-dsr1-reference") as server,
+        scripted_space(labels=fourteen_optional()) as space,
+    ):
+        submit = ("--server-url", server.url, "--submit-team", "Team", "--leaderboard-url", space.url)
+        process = project.start(*POINTS, *submit, *gate)
+        wait_until(lambda: len(server.truth()["requests"]) >= 14, "the second point's load")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 2, output
+        assert space.count("POST") == 0
+        folder = str(project.batch.relative_to(project.folder))
+        assert "CONC 2: pending: the session was interrupted" in output
+        assert f"send what is pending with: pytest --submit-pending {folder}" in output
+        assert [record.state for record in Outbox(project.batch).latest().values()] == [State.PENDING]
+
+        sent = project.run("--submit-pending", folder)
+        assert sent.status == 0, sent
+        assert space.count("POST") == 1
+        assert project.summary().count("CONC=2: submitted") == 1
+        assert "pending" not in project.summary()
+
+
+# -- before anything runs -------------------------------------------------------------------------------------
+
+
+def refused(project: Project, *args: str) -> Outcome:
+    outcome = project.run("--isl", "16", "--osl", "32", *args)
+    assert outcome.status == 4, outcome
+    assert not project.batches
+    return outcome
+
+
+def test_other_schema_is_a_usage_error(project: Project) -> None:
+    """Before a server is looked for, and with both lists side by side."""
+    with scripted_space(labels=(*SEED_LABELS, "Model", "GPU")) as space:
+        outcome = refused(project, "--submit-team", "T", "--leaderboard-url", space.url, "--server-url", "http://h:1")
+    assert "the leaderboard takes 13 values; known are 11, 12 and 14" in outcome.output
+    assert "13. GPU" in outcome.output
+    assert space.count("POST") == 0
+
+
+def test_reference_engine_is_a_usage_error(project: Project) -> None:
+    """It says why nothing else serves, and how to rehearse."""
+    outcome = refused(project, "--submit-team", "T", "--port", "1")
+    assert "no server answers at http://127.0.0.1:1" in outcome.output
+    assert "launching SGLang is not built yet" in outcome.output
+    assert "python -m pytest_dsr1.leaderboard serve" in outcome.output
+    assert "nothing to submit to" not in outcome.output
+
+
+def test_unknown_number_of_gpus_is_a_usage_error(project: Project) -> None:
+    """Without it there is no throughput per GPU to submit."""
+    with byte_server() as server:
+        outcome = refused(project, "--submit-team", "T", "--server-url", server.url)
+    assert "type --tp N" in outcome.output
+
+
+# -- its page -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gradio
+@pytest.mark.browser
+def test_page_in_a_browser(tmp_path: Path) -> None:
+    """Teams are sorted by points, their rows listed, and the plot drawn."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("Gradio is not installed: pip install 'pytest-dsr1[leaderboard]'")
+    with own_leaderboard(sys.executable, tmp_path) as (url, _):
+        board = Leaderboard(url)
+        schema = match(board.labels(PATIENCE_S))
+        for team, tput in (("Slow", 500.0), ("Fast & <b>bold</b>", 1500.0), ("Middle", 1000.0)):
+            fields = {name: value for name, value in result_fields().items() if "_ratio_" not in name}
+            for conc in (4, 8):
+                row = fields | {"tput_per_gpu": conc * tput, "benchmark_args": {"max_concurrency": conc}}
+                data = make_entry(Result(row), team).data(schema)
+                assert board.submit(data, PATIENCE_S, lambda *_: None).state is State.ACCEPTED
+        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+        flags += " --disable-component-update --disable-sync --virtual-time-budget=15000 --window-size=1280,1200"
+        page = subprocess.run(
+            [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", url],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+    places = [page.find(name) for name in ("Fast &amp; &lt;b&gt;bold&lt;/b&gt;", "Middle", "Slow")]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert page.count('aria-roledescription="line mark"') == 3

@@ -1,0 +1,56 @@
+"""Batch folders as a finished sweep leaves them, without a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_dsr1.core.config import Mode, Point, Scenario
+from pytest_dsr1.core.result import SCHEMA_VERSION, Result
+from pytest_dsr1.core.summary import Status
+from pytest_dsr1.journal import Journal, result_path, write_atomically
+
+SCENARIO = Scenario(1024, 1024)
+
+
+def result_fields(conc: int = 4, **changed: Any) -> dict[str, Any]:
+    """What a passed result of an external server has, as far as a leaderboard asks."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "engine": "external",
+        "written": 0.0,
+        "successful_requests": 50 * conc,
+        "benchmark_args": {"max_concurrency": conc, "num_prompts": 50 * conc},
+        "median_e2el_ms": 15979.587654321 + conc,
+        "tput_per_gpu": 1017.2612345678901,
+        "interactivity": 71.42857142857143,
+        "b200_baseline_nv1126": {
+            "b200_median_e2e_1126": 10407,
+            "b200_tput_pergpu_1126": 344.564,
+            "b200_median_intvty_1126": 83.567,
+        },
+        "median_e2e_ratio_vs_b200_1126": (15979.587654321 + conc) / 10407,
+        "tput_per_gpu_ratio_vs_b200_1126": 1017.2612345678901 / 344.564,
+        "interactivity_ratio_vs_b200_1126": 71.42857142857143 / 83.567,
+        "accuracy": {"bits_per_byte": 0.4485, "byte_perplexity": 1.3646, "word_perplexity": 3.2522},
+        "accuracy_validation": {"status": "PASSED"},
+        "accuracy_task": {"task": "wikitext-2047-chunks"},
+        "server": {"num_gpus": 8, "num_gpus_source": "server"},
+        "validation": {"findings": []},
+        "verdict": {"status": "PASSED", "reason": ""},
+        **changed,
+    }
+
+
+def finished_batch(reports: Path, url: str, concs: Sequence[int] = (4,), team: str = "Team", **changed: Any) -> Journal:
+    """A batch of mode submit whose points all passed and of which nothing was sent."""
+    options = {"--isl": "1024", "--osl": "1024", "--submit-team": team, "--leaderboard-url": url}
+    journal = Journal.create(reports, SCENARIO, Mode.SUBMIT, options)
+    journal.select(dict.fromkeys(concs, ("test_accuracy", "test_perf")))
+    for conc in concs:
+        journal.start(conc)
+        result = Result(result_fields(conc, **changed))
+        write_atomically(result_path(journal.folder, Point(SCENARIO, conc)), result.to_json())
+        journal.end(conc, Status.PASSED)
+    return journal
