@@ -51,7 +51,8 @@ def submit_pending(typed: options.Typed, environ: Mapping[str, str], here: Path)
     if is_loopback(url):
         print(f"{url} is on this machine: a rehearsal")
     reports = _locked(journal, lambda: submit_batch(journal, team, url, terms))
-    for line in lines(reports, url, str(asked["--submit-pending"])):
+    again = f"{asked['--submit-pending']}{f' --leaderboard-url {url}' if '--leaderboard-url' in asked else ''}"
+    for line in lines(reports, url, again):
         print(line)
     left = [report for report in reports if report.state not in (State.ACCEPTED, None)]
     return pytest.ExitCode.TESTS_FAILED if left else pytest.ExitCode.OK

@@ -6,19 +6,23 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from pytest_dsr1.core.config import Scenario, SweepConfig
+from pytest_dsr1.core.baselines import B200Table
+from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.journal import Journal
 from pytest_dsr1.leaderboard.client import Leaderboard, LeaderboardError
+from pytest_dsr1.leaderboard.eligibility import lacks_baseline
 from pytest_dsr1.leaderboard.events import State
 from pytest_dsr1.leaderboard.routing import leaderboard_for
 from pytest_dsr1.leaderboard.schema import SchemaError
 from pytest_dsr1.leaderboard.submit import LOOK_S, Report, Terms, keep_pending, look, submit_batch
+from pytest_dsr1.resources import baseline_text
 from pytest_dsr1.session import Sweep
 
 #: A session that ended by itself; whatever else ended it, its user wanted it to stop.
 _ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 TOKEN_VARIABLE = "HF_TOKEN"
+B200_FILE = "b200_nv1126.json"
 
 
 def terms_of(config: SweepConfig, environ: Mapping[str, str]) -> Terms:
@@ -38,6 +42,7 @@ class Submission:
         self._pytest = config
         self._sweep = sweep
         self._terms = terms_of(sweep.config, environ)
+        self._b200 = B200Table.from_json(baseline_text(B200_FILE), name=B200_FILE)
         self._header: list[str] = []
         self._closing: list[str] = []
 
@@ -46,7 +51,7 @@ class Submission:
     # tryfirst, and registered after the sweep: before it starts a server.
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        if self._sweep.measures:
+        if self._sweep.measures or self._sweep.config.preflight:
             self._header = [self._look(scenario) for scenario in self._sweep.config.scenarios]
 
     def _look(self, scenario: Scenario) -> str:
@@ -56,13 +61,20 @@ class Submission:
         if url is None:
             return f"dsr1: nothing to submit to: there is no leaderboard for ISL/OSL {scenario} (--leaderboard-url)"
         try:
-            look(Leaderboard(url, self._terms.token), self._terms, min(LOOK_S, self._terms.patience_s))
+            schema = look(Leaderboard(url, self._terms.token), self._terms, min(LOOK_S, self._terms.patience_s))
         except SchemaError as error:
             raise pytest.UsageError(f"{url}: {error}") from None
         except LeaderboardError as error:
             return f"dsr1: WARNING the leaderboard cannot be asked now, and will be at the end: {error}"
+        concs = [conc for conc in config.concurrencies if lacks_baseline(Point(scenario, conc), schema, self._b200)]
+        if len(concs) == len(config.concurrencies):
+            raise pytest.UsageError(
+                f"{url} wants the figures of B200, and none are published for ISL/OSL {scenario} at "
+                f"CONC {', '.join(map(str, concs))}: nothing of it could be submitted"
+            )
         rehearsal = " (a rehearsal on this machine)" if is_loopback(url) else ""
-        return f"dsr1: submits to {url}{rehearsal}"
+        but = f", but not CONC {', '.join(map(str, concs))}: B200 was not measured there" if concs else ""
+        return f"dsr1: submits to {url}{rehearsal}{but}"
 
     def pytest_report_header(self) -> list[str]:
         return self._header

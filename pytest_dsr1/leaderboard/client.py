@@ -19,6 +19,8 @@ from pytest_dsr1.leaderboard.schema import API_NAME
 #: Seconds without a byte; Gradio sends a heartbeat every 15.
 READ_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
+#: Seconds that an outcome is waited for, even if most of the patience was spent before.
+OUTCOME_S = 30.0
 #: Seconds before the second attempt; twice as long before each further one, up to the last figure.
 BACK_OFF_S = (0.5, 15.0)
 #: Bytes; a real /config has some hundred thousand.
@@ -128,7 +130,7 @@ class Leaderboard:
     def submit(self, data: Sequence[object], patience_s: float, log: Callable[[State, str], None]) -> Outcome:
         """Send one row, and wait for what becomes of it. Ask for `labels` first.
 
-        :param patience_s: For everything together.
+        :param patience_s: For everything together; the wait for the outcome may take `OUTCOME_S` beyond it.
         :param log: Called with SENDING before each attempt, and with PENDING after one that did not arrive.
         """
         content = json.dumps({"data": list(data)}, allow_nan=False).encode()
@@ -142,20 +144,27 @@ class Leaderboard:
                 if not error.transient or not _sleep(next(pauses), until):
                     return Outcome(State.PENDING, str(error))
                 continue
-            return event_id if isinstance(event_id, Outcome) else self._wait(event_id, until)
+            if isinstance(event_id, Outcome):
+                return event_id
+            # However long it took to get in: now that it is there, its outcome is worth a wait.
+            return self._wait(event_id, max(until, time.monotonic() + min(patience_s, OUTCOME_S)))
 
     def _post(self, content: bytes, until: float) -> str | Outcome:
         """One attempt: the event's id, or an outcome that is known without one.
 
         :raises LeaderboardError: It certainly did not arrive.
         """
+        status = None
         try:
             with self._request("POST", f"{self._prefix}/call/{API_NAME}", until, content) as response:
-                status, body = response.status_code, _body(response, until)
+                status = response.status_code
+                body = _body(response, until)
         except _LOST as error:
-            if _never_connected(error):
+            if isinstance(error, _NoTimeError) or _never_connected(error):
                 raise LeaderboardError(f"{self.url} cannot be reached ({_kind(error)})", transient=True) from None
-            return Outcome(State.UNKNOWN, f"the connection was lost after it was sent ({_kind(error)})")
+            if status is None or status == 200:
+                return Outcome(State.UNKNOWN, f"the connection was lost after it was sent ({_kind(error)})")
+            body = b""  # the status alone says enough
         if status in _GATEWAY:
             return Outcome(State.UNKNOWN, f"a proxy answered HTTP {status}, the leaderboard may have got it")
         if status in _TRANSIENT or status in (401, 403) or 300 <= status < 400:
@@ -195,7 +204,7 @@ class Leaderboard:
     def _request(self, method: str, path: str, until: float, content: bytes | None = None) -> requests.Response:
         left = until - time.monotonic()
         if left <= 0:
-            raise _TooLongError
+            raise _NoTimeError
         # A connection of its own: on a reused one, lost is not the same as not sent.
         with requests.Session() as session:
             session.trust_env = not is_loopback(self.url)
@@ -227,6 +236,10 @@ class Leaderboard:
 
 class _TooLongError(Exception):
     """The deadline has passed, or a body is longer than any that is wanted."""
+
+
+class _NoTimeError(_TooLongError):
+    """The deadline had passed before anything was sent."""
 
 
 #: How a request can fail on its way; bodies are read below requests, which words no errors there.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from pytest_dsr1.core.config import SweepConfig
+from pytest_dsr1.core.baselines import B200Table
+from pytest_dsr1.core.config import Point, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.leaderboard.routing import leaderboard_for
+from pytest_dsr1.leaderboard.schema import B200_FIELDS, Schema
 
 
 def server_problem(config: SweepConfig, why: str, *, reference: bool, gpus_known: bool) -> str:
@@ -26,6 +28,12 @@ def server_problem(config: SweepConfig, why: str, *, reference: bool, gpus_known
     if not gpus_known:
         return "mode submit needs a throughput per GPU, and the server does not say how many GPUs it has; type --tp N"
     return ""
+
+
+def lacks_baseline(point: Point, schema: Schema, b200: B200Table) -> bool:
+    """Whether the leaderboard insists on figures of B200, and none are published for `point`."""
+    wanted = any(field in B200_FIELDS and not schema.may_be_empty(place) for place, field in enumerate(schema.fields))
+    return wanted and b200.row(point) is None
 
 
 #: A result, and whether the leaderboard is on this machine; to reasons, one line each.

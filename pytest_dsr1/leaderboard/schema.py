@@ -52,6 +52,8 @@ LABELS: Mapping[Field, str] = {
     Field.BYTE_PERPLEXITY: "byte_perplexity",
     Field.WORD_PERPLEXITY: "word_perplexity",
 }
+#: Those that a result has only where B200 was measured.
+B200_FIELDS = frozenset(field for field in Field if "b200" in field)
 #: The order of the largest family, as the predecessor posts it.
 FIELDS_14 = tuple(Field)
 _INTERACTIVITIES = (Field.INTERACTIVITY, Field.B200_INTERACTIVITY, Field.INTERACTIVITY_RATIO)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_dsr1.core.config import Scenario
-from pytest_dsr1.leaderboard.schema import LABELS, Field
+from pytest_dsr1.leaderboard.schema import B200_FIELDS, LABELS, Field
 from pytest_dsr1.leaderboard.scoring import Row
 from pytest_dsr1.leaderboard.teams import team_problem
 
@@ -23,17 +23,7 @@ TOLERANCE = 1e-4
 #: How far byte_perplexity may be from 2 ** bits_per_byte: published figures have four digits.
 PERPLEXITY_TOLERANCE = 1e-3
 #: What need not be known: B200 was not measured everywhere, and one generated token has no pace.
-OPTIONAL = frozenset(
-    {
-        Field.B200_E2E,
-        Field.B200_THROUGHPUT,
-        Field.E2E_RATIO,
-        Field.THROUGHPUT_RATIO,
-        Field.INTERACTIVITY,
-        Field.B200_INTERACTIVITY,
-        Field.INTERACTIVITY_RATIO,
-    }
-)
+OPTIONAL = frozenset({*B200_FIELDS, Field.INTERACTIVITY})
 _RATIOS = (
     (Field.E2E_RATIO, Field.E2E, Field.B200_E2E),
     (Field.THROUGHPUT_RATIO, Field.THROUGHPUT, Field.B200_THROUGHPUT),

@@ -92,6 +92,28 @@ def test_ini_file_comes_last() -> None:
 def test_team_in_the_environment_does_not_submit() -> None:
     """TEAM_NAME_ENV only supplies a name where --mode submit was typed."""
     assert config(*LENGTHS, environ={"TEAM_NAME_ENV": "Team"}).mode is Mode.PERF
+    named = config(*LENGTHS, "--mode", "submit", environ={"TEAM_NAME_ENV": " Team "})
+    assert (named.mode, named.team) == (Mode.SUBMIT, " Team ")
+    typed_too = config(*LENGTHS, "--mode", "submit", "--submit-team", "Typed", environ={"TEAM_NAME_ENV": "Team"})
+    assert typed_too.team == "Typed"
+
+
+@pytest.mark.parametrize("mode", [(), ("--mode", "submit")], ids=["implied", "typed"])
+def test_team_asks_for_submission(mode: tuple[str, ...]) -> None:
+    """--submit-team alone is enough, and the name is passed on as typed."""
+    made = config(*LENGTHS, *mode, "--submit-team", ' it\'s "T" ')
+    assert (made.mode, made.team) == (Mode.SUBMIT, ' it\'s "T" ')
+
+
+def test_resumed_batch_keeps_team_and_leaderboard() -> None:
+    """Wherever the name came from; another one typed beside --resume contradicts it."""
+    environ = {"TEAM_NAME_ENV": "Team"}
+    options = parse_options(typed(*LENGTHS, "--mode", "submit", "--leaderboard-url", "http://h:1"), environ)
+    kept = storable(options, Scenario(8, 4))
+    made = make_config(resumed_values({}, {Path("batch"): kept}), {}, Path("/rootdir"))
+    assert (made.mode, made.team, made.leaderboard_url) == (Mode.SUBMIT, "Team", "http://h:1")
+    with pytest.raises(pytest.UsageError, match="--submit-team: 'Other' contradicts the resumed batch"):
+        resumed_values(typed("--submit-team", "Other"), {Path("batch"): kept})
 
 
 @pytest.mark.parametrize(
@@ -125,6 +147,15 @@ def test_asked_for(name: str) -> None:
         ((*LENGTHS, "--mode", "submit"), "--mode submit needs a team"),
         ((*LENGTHS, "--submit-team", ""), "--submit-team: '' is not accepted"),
         ((*LENGTHS, "--submit-team", "T", "--mode", "perf"), "--submit-team 'T' implies --mode submit"),
+        ((*LENGTHS, "--submit-team", "a\nb"), "--submit-team: 'a b' is not accepted: it holds a line break"),
+        ((*LENGTHS, "--submit-team", "x" * 10_240), "is not accepted: it has 10,240 characters, at most 200"),
+        ((*LENGTHS, "--submit-team", "T", "--accuracy", "off"), "--accuracy off is never submitted"),
+        ((*LENGTHS, "--submit-team", "T", "--accuracy-limit", "2"), "--accuracy-limit is never submitted"),
+        ((*LENGTHS, "--submit-team", "T", "--leaderboard-url", "h"), "--leaderboard-url: 'h' is not accepted"),
+        (
+            ("--scenario", "8/4,4/8", "--submit-team", "T", "--leaderboard-url", "http://h"),
+            "--leaderboard-url http://h is one leaderboard for 2 combinations",
+        ),
         ((*LENGTHS, "--engine", "sglang"), "--engine sglang is not built yet"),
         ((*LENGTHS, "--engine", "vllm"), "--engine: 'vllm' is not accepted; use auto, sglang or reference"),
         ((*LENGTHS, "--server-url", "localhost:1"), "--server-url: 'localhost:1' is not accepted; use http://"),
