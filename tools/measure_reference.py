@@ -51,7 +51,11 @@ class Figures:
     def of(cls, nats: float, documents: Iterable[Document]) -> Figures:
         """Computes them for the texts that were scored."""
         texts = [document.text for document in documents]
-        size, words = sum(map(len, texts)), sum(len(text.split()) for text in texts)
+        return cls.per(nats, sum(map(len, texts)), sum(len(text.split()) for text in texts))
+
+    @classmethod
+    def per(cls, nats: float, size: int, words: int) -> Figures:
+        """Computes them for texts of so many bytes and words."""
         return cls(nats / math.log(2) / size, math.exp(nats / size), math.exp(nats / words))
 
     def line(self, name: str, base: Figures | None = None) -> str:

@@ -1,0 +1,208 @@
+"""Who holds a port: asked of real sockets and processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_dsr1.servers import ports
+from pytest_dsr1.servers.ports import Holder, holder_of, is_descendant, is_taken
+
+#: Listens on a free port of loopback, prints it, and stays until its standard input ends.
+LISTENER = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+#: Starts a process that prints its pid and stays until its standard input, which is its parent's, ends.
+PARENT = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"])
+"""
+
+linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="there is no /proc/net/tcp here")
+
+
+@contextmanager
+def running(script: str, *arguments: str) -> Iterator[tuple[int, int]]:
+    """The pid of a Python that runs `script`, and the number that it printed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process.pid, int(process.stdout.readline())
+        process.stdin.close()
+
+
+@pytest.fixture
+def free() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@linux
+def test_the_holder_of_a_port_is_the_process_that_listens_on_it() -> None:
+    """Its pid, what it is, and since when."""
+    before = time.time()
+    with running(LISTENER, "--model", "x y") as (pid, port):
+        holder = holder_of(port)
+    assert holder is not None
+    assert holder.pid == pid
+    assert holder.command.startswith(f"{sys.executable} -c")
+    assert holder.command.endswith("--model x y")
+    # Two clocks that are cut to a second and to a tick.
+    assert before - 2 <= holder.started <= time.time() + 2
+
+
+@linux
+def test_a_foreign_key_is_not_repeated() -> None:
+    """A command line is shown in an error message."""
+    with running(LISTENER, "--api-key", "sk-123", "--hf-token=abc", "--max-total-tokens", "64") as (_, port):
+        holder = holder_of(port)
+    assert holder is not None
+    assert holder.command.endswith("--api-key … --hf-token=… --max-total-tokens 64")
+
+
+@linux
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_a_holder_is_found_on_every_address(address: str) -> None:
+    """A port is one for users; where it listens is a detail."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    if family == socket.AF_INET6 and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server((address, 0), family=family) as listener:
+        holder = holder_of(listener.getsockname()[1])
+        assert holder is not None
+        assert holder.pid == os.getpid()
+
+
+def test_a_free_port_has_no_holder(free: int) -> None:
+    """None, not an error."""
+    assert holder_of(free) is None
+    assert not is_taken("127.0.0.1", free)
+
+
+@linux
+def test_a_connection_holds_no_port() -> None:
+    """The client of a server has its port's number in the table too, and does not listen."""
+    with (
+        running(LISTENER) as (pid, port),
+        socket.create_connection(("127.0.0.1", port)) as client,
+    ):
+        holder = holder_of(port)
+        assert holder is not None
+        assert holder.pid == pid
+        assert holder_of(client.getsockname()[1]) is None
+
+
+@linux
+def test_likely_processes_are_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who guesses right is spared the search: here it would find nobody."""
+    monkeypatch.setattr(ports, "_pids", lambda: iter(()))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        holder = holder_of(listener.getsockname()[1], likely=[os.getppid(), os.getpid()])
+    assert holder is not None
+    assert holder.pid == os.getpid()
+
+
+def test_elsewhere_than_on_linux_nobody_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There is no /proc; a port can be tried all the same."""
+    monkeypatch.setattr(ports, "_PROC", tmp_path / "absent")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert holder_of(port) is None
+        assert is_taken("127.0.0.1", port)
+    assert not is_descendant(os.getpid(), os.getppid())
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("127.0.0.1", "localhost")],
+)
+def test_a_port_with_a_listener_is_taken(held: str, wanted: str) -> None:
+    """On its own address, and on all of them."""
+    with socket.create_server((held, 0)) as listener:
+        assert is_taken(wanted, listener.getsockname()[1])
+
+
+def test_an_empty_host_is_every_address() -> None:
+    """As servers read it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert is_taken("", listener.getsockname()[1])
+
+
+def test_a_port_that_was_left_lately_is_free() -> None:
+    """What waits in TIME_WAIT keeps no server from starting."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            accepted, _ = listener.accept()
+            # Who closes first waits.
+            accepted.close()
+    assert not is_taken("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_another_obstacle_is_not_a_taken_port(host: str, free: int) -> None:
+    """An address of nobody (RFC 5737) and a name of nobody (RFC 2606): the server will say so itself."""
+    assert not is_taken(host, free)
+
+
+@linux
+def test_a_descendant_is_one_over_any_number_of_generations() -> None:
+    """A scheduler is the child of a server, and that of a supervisor."""
+    with running(PARENT) as (child, grandchild):
+        assert is_descendant(grandchild, child)
+        assert is_descendant(grandchild, os.getpid())
+        assert is_descendant(child, os.getpid())
+        assert not is_descendant(child, grandchild)
+        assert not is_descendant(os.getpid(), child)
+    assert is_descendant(os.getpid(), os.getpid())
+
+
+def test_a_process_that_is_gone_comes_from_nobody() -> None:
+    """Nor does one that never was."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    assert not is_descendant(process.pid, os.getpid())
+    assert not is_descendant(2**30, os.getpid())
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "a) S 1 (b", "("])
+def test_a_process_may_be_called_anything(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The kernel does not quote the name in the middle of its line."""
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text(f"7 ({name}) S 3 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 500 1 1\n")
+    (tmp_path / "7" / "cmdline").write_bytes(b"")
+    (tmp_path / "7" / "comm").write_text(f"{name}\n")
+    (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 1700000000\n")
+    monkeypatch.setattr(ports, "_PROC", tmp_path)
+    ports._boot_time.cache_clear()
+    try:
+        assert is_descendant(7, 3)
+        assert ports._holder(7) == Holder(7, name, 1_700_000_000 + 500 / os.sysconf("SC_CLK_TCK"))
+    finally:
+        ports._boot_time.cache_clear()
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.binary(), st.integers(0, 65535))
+def test_any_table_can_be_read(content: bytes, port: int) -> None:
+    """What the kernel writes may change; what is not understood holds no port."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda _: content)
+        assert all(isinstance(inode, str) for inode in ports._listening("tcp", port))
