@@ -1,0 +1,192 @@
+"""pytest's side of a supervised server: started, asked after, stopped or kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_dsr1.servers import ServerError, supervisor
+
+#: For the supervisor's own start: an interpreter and one fork.
+_START_TIMEOUT_S = 30.0
+#: Beyond a server's grace: SIGKILL, reaping, /dev/shm.
+_END_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A server's end.
+
+    :param status: As subprocess has it: an exit status, or minus the signal; None where not even that is known.
+    :param tail: Its last lines.
+    :param removed: What it left in /dev/shm, and was removed.
+    """
+
+    status: int | None
+    tail: Sequence[str] = ()
+    removed: Sequence[str] = ()
+
+    @property
+    def words(self) -> str:
+        """`exit status 3`, `killed by SIGKILL`."""
+        if self.status is None:
+            return "its supervisor is gone, and so its end is not known"
+        return f"exit status {self.status}" if self.status >= 0 else f"killed by {signal_name(-self.status)}"
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+@dataclass
+class Supervised:
+    """One server process under a supervisor, which ends it when this process is gone.
+
+    :param environment: What is added to ours.
+    :param grace_s: Between SIGTERM and SIGKILL.
+    :ivar pid: Of the server.
+    :ivar log_error: Why its log is not written any more; empty while it is.
+    """
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    grace_s: float
+    pid: int = 0
+    log_error: str = ""
+    ended: Ended | None = None
+    kept: bool = False
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _unread: bytes = field(default=b"", repr=False)
+
+    def start(self) -> None:
+        """Start both.
+
+        :raises ServerError: The log cannot be written, or the command cannot be run.
+        """
+        order = {
+            "argv": list(self.argv),
+            "environment": dict(self.environment),
+            "log": str(self.log),
+            "grace_s": self.grace_s,
+        }
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            # Opened here first: what a supervisor cannot say in time, the log may.
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    # Isolated: whatever PYTHON… is set is for the server.
+                    [sys.executable, "-I", str(Path(supervisor.__file__).resolve())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ServerError(
+                f"the server's log {self.log} cannot be written ({error.strerror}); see --reports-dir"
+            ) from None
+        self._tell(json.dumps(order))
+        until = time.monotonic() + _START_TIMEOUT_S
+        while not self.pid:
+            if not self._hear(until - time.monotonic()) or self.ended is not None:
+                self.stop()
+                raise ServerError(f"the server's supervisor did not start it; see {self.log}")
+
+    def poll(self, timeout_s: float = 0.0) -> Ended | None:
+        """Its end, if it has ended, or does within the time."""
+        until = time.monotonic() + timeout_s
+        while self.ended is None and self._hear(until - time.monotonic()):
+            pass
+        return self.ended
+
+    def ready(self) -> None:
+        """Say that it serves: what it has in /dev/shm is noted for its end."""
+        self._tell("ready")
+
+    def keep(self) -> None:
+        """Let it run on without us."""
+        self._tell("keep")
+        until = time.monotonic() + _START_TIMEOUT_S
+        while not self.kept and self.ended is None and self._hear(until - time.monotonic()):
+            pass
+        self._close()
+
+    def stop(self) -> Ended | None:
+        """End it: SIGTERM, SIGKILL after the grace, the whole group."""
+        if self._process is None:
+            return self.ended
+        self._tell("stop")
+        until = time.monotonic() + self.grace_s + _END_TIMEOUT_S
+        while self.ended is None and self._hear(until - time.monotonic()):
+            pass
+        self._close()
+        return self.ended
+
+    def _close(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        if not self.kept:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_TIMEOUT_S)
+        # Its end is not waited for, which is no mistake: it is to outlive us.
+        process.returncode = process.returncode or 0
+
+    def _tell(self, line: str) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        # One that is gone is found so when it is listened to.
+        with suppress(OSError):
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _hear(self, timeout_s: float) -> bool:
+        """Take in one event; False if none came in time, or none will ever come."""
+        process = self._process
+        if process is None or process.stdout is None:
+            return False
+        until = time.monotonic() + timeout_s
+        while b"\n" not in self._unread:
+            if not select.select([process.stdout], [], [], max(until - time.monotonic(), 0.0))[0]:
+                return False
+            data = os.read(process.stdout.fileno(), 1 << 16)
+            if not data:
+                self.ended = self.ended or Ended(None)
+                return False
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        self._take(json.loads(line))
+        return True
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        match event:
+            case {"started": pid}:
+                self.pid = int(pid)
+            case {"failed": why}:
+                self._close()
+                raise ServerError(f"{self.argv[0]} cannot be started: {why}")
+            case {"log_error": why}:
+                self.log_error = str(why)
+            case {"kept": _}:
+                self.kept = True
+            case {"ended": status, "tail": tail, "removed": removed}:
+                self.ended = Ended(status, tail, removed)
