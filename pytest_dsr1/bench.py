@@ -6,9 +6,9 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,18 @@ from pytest_dsr1.core.config import Mode, Point, Scenario, SweepConfig
 from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, GateStatus, Verdict, judge
 from pytest_dsr1.core.result import AccuracyRecord, LoadRecord, Result, make_result
 from pytest_dsr1.core.samples import LoadRun
-from pytest_dsr1.core.server import Served
+from pytest_dsr1.core.server import Served, identity_changes
 from pytest_dsr1.journal import result_path, samples_path, write_atomically
 from pytest_dsr1.load.closed_loop import run_point
 from pytest_dsr1.load.prompts import PromptPlan, plan_prompts
 from pytest_dsr1.progress import Progress
 from pytest_dsr1.resources import baseline_text, baselines_dir
 from pytest_dsr1.samples_file import samples_to_bytes
+from pytest_dsr1.servers import Server, ServerError
 from pytest_dsr1.vocabulary import Endpoint, Tokenizer, VocabSize, VocabularyError, find_tokenizer, find_vocab_size
+
+#: How long a server that answered no request may take to answer /health; SGLang itself gives its scheduler 20 s.
+PATIENCE_S = 45.0
 
 
 def published_baselines() -> tuple[AccuracyBaseline, ...]:
@@ -83,16 +87,19 @@ def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, 
 class Bench:
     """One session's measurements on one server. Nothing is measured twice, whoever asks.
 
-    :param flush_cache: Empties the server's prefix cache, or does nothing.
+    :param served: What the server says of itself; asked anew before each point.
     :param folders: Batch folder of each scenario.
     :param progress: Told how far a measurement is.
+    :ivar lost: Why the server cannot go on, with the last lines of its log; empty while it can.
     """
 
     config: SweepConfig
+    server: Server
     served: Served
-    flush_cache: Callable[[], None]
     folders: Mapping[Scenario, Path]
     progress: Progress
+    lost: str = ""
+    _before: dict[Point, Served] = field(default_factory=dict)
     _accuracies: dict[Point, AccuracyRecord] = field(default_factory=dict)
     _task: AccuracyTask | None = None
     _tokenizer: Tokenizer | None = None
@@ -114,20 +121,27 @@ class Bench:
     def accuracy(self, point: Point) -> AccuracyRecord:
         """What the gate says of `point`, measured at its concurrency; written down before anybody judges it."""
         if point not in self._accuracies:
-            record = self._measure_accuracy(point) if self.config.accuracy else AccuracyRecord(verdict=NOT_RUN)
+            record = self._measure_accuracy(point)
             self._accuracies[point] = record
-            if self.config.accuracy:
+            if self.config.accuracy or not record.verdict.opens:
                 self._write(point, record, None)
         return self._accuracies[point]
 
     def _measure_accuracy(self, point: Point) -> AccuracyRecord:
+        """Also where accuracy is off: with it a point begins, and with the point the server is asked what it is."""
         try:
+            self.served = self._before[point] = self.server.serve(point)
+            if not self.config.accuracy:
+                return AccuracyRecord(verdict=NOT_RUN)
             task, tokenizer = self._accuracy_source()
-            self.flush_cache()
+            self.server.flush_cache()
             with self.progress.accuracy(point) as report:
                 measured = evaluate(task, self.endpoint, tokenizer, point.conc, progress=report)
-        except (accuracy_package.AccuracyError, VocabularyError) as error:
-            return AccuracyRecord(verdict=Verdict(GateStatus.FAILED, f"accuracy: {error}"))
+            changes = identity_changes(self.served, self.server.inspect())
+        except (accuracy_package.AccuracyError, VocabularyError, ServerError) as error:
+            self._look_after(error)
+            reason = first_line(self.lost) or f"accuracy: {error}"
+            return AccuracyRecord(verdict=Verdict(GateStatus.FAILED, reason))
         baseline = accuracy_baselines.applicable(
             self.served.model,
             measured.task,
@@ -136,11 +150,22 @@ class Bench:
             submit=self.config.mode is Mode.SUBMIT,
         )
         verdict = judge(measured.figures, baseline, model=self.served.model, task=measured.task)
-        if self.config.record_accuracy_baseline is not None:
+        if changes:
+            reason = f"the server changed while accuracy was measured: {'; '.join(changes)}"
+            verdict = replace(verdict, status=GateStatus.FAILED, reason=reason)
+        elif self.config.record_accuracy_baseline is not None:
             self._record_baseline(self.config.record_accuracy_baseline, measured)
         details = asdict(measured)
         del details["figures"]
         return AccuracyRecord(verdict=verdict, figures=measured.figures, details=details)
+
+    def _look_after(self, error: Exception | None) -> None:
+        """Find out whether a measurement went wrong because the server did."""
+        self.lost = (
+            str(error)
+            if isinstance(error, ServerError)
+            else self.server.problem(min(PATIENCE_S, self.config.limits.idle_timeout_s))
+        )
 
     def _accuracy_source(self) -> tuple[AccuracyTask, Tokenizer]:
         if self._task is None or self._tokenizer is None:
@@ -157,19 +182,36 @@ class Bench:
         write_atomically(path, accuracy_baselines.to_json(accuracy_baselines.merged(known, new)))
 
     def load(self, point: Point) -> LoadRecord:
-        """Measure `point` under load. The raw samples are on disk when this returns."""
+        """Measure `point` under load. The raw samples are on disk when this returns.
+
+        :raises ServerError: The server's cache cannot be emptied.
+        """
         plan, vocab = self._prompt_plan()
         prompts = plan.at(point)
-        self.flush_cache()
+        self.server.flush_cache()
         with self.progress.load(point) as report:
             run = run_point(self.served.url, self.served.model, point, prompts, self.config.limits, on_progress=report)
+        samples_file = self._keep_samples(point, run)
+        changes = self._changes_since(self._before[point], run)
         return LoadRecord(
             run=run,
             vocab_size=vocab.size,
             vocab_source=vocab.source,
             prompts_sha256=prompts.sha256,
-            samples_file=self._keep_samples(point, run),
+            samples_file=samples_file,
+            server_changes=changes,
+            server_lost=first_line(self.lost),
         )
+
+    def _changes_since(self, before: Served, run: LoadRun) -> tuple[str, ...]:
+        if run.aborted or len(run.completed) < run.num_prompts:
+            self._look_after(None)
+        if not self.lost:
+            try:
+                return identity_changes(before, self.server.inspect())
+            except ServerError as error:
+                self._look_after(error)
+        return ()
 
     def _prompt_plan(self) -> tuple[PromptPlan, VocabSize]:
         if self._plan is None:
@@ -209,6 +251,11 @@ class Bench:
         return result
 
 
+def first_line(text: str) -> str:
+    """What a message says before it quotes a log."""
+    return text.partition("\n")[0].rstrip(":")
+
+
 def _is_finished(path: Path) -> bool:
     try:
         return Result.from_json(path.read_text(encoding="utf-8")).status is not None
@@ -218,7 +265,7 @@ def _is_finished(path: Path) -> bool:
 
 def served_to_json(served: Served) -> str:
     """For an xdist worker, which measures on the controller's server."""
-    return json.dumps({**asdict(served), "info": dict(served.info)}, default=str)
+    return json.dumps(asdict(served), default=str)
 
 
 def served_from_json(text: str) -> Served:

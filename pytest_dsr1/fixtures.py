@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import pytest
 
@@ -25,24 +25,45 @@ if TYPE_CHECKING:
 _GATED = pytest.StashKey[bool]()
 
 
+# pytest has the class as an attribute of a function, which no type checker follows.
+class ServerLost(pytest.fail.Exception):  # type: ignore[name-defined,misc]
+    """A test's server is gone."""
+
+
 @pytest.fixture(scope="session")
-def bench(pytestconfig: pytest.Config) -> Bench:
+def bench(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Bench:
     """The session's measurements, on the session's server."""
     from pytest_dsr1.bench import Bench, served_from_json
-    from pytest_dsr1.progress import Silent, Terminal
-    from pytest_dsr1.servers.external import ExternalServer
+    from pytest_dsr1.progress import Progress, Silent, Terminal
+    from pytest_dsr1.servers import Server, ServerError
+    from pytest_dsr1.servers.external import BoundServer
 
     config, given = pytestconfig.stash[SWEEP_CONFIG], worker_input(pytestconfig)
+    server: Server
+    progress: Progress
     if given is None:
         sweep = pytestconfig.stash[SWEEP]
-        bench = Bench(config, sweep.start_server(), sweep.flush_cache, sweep.folders, Terminal(pytestconfig))
+        server, folders, progress = sweep.serving, sweep.folders, Terminal(pytestconfig)
+        try:
+            served = server.serve(sweep.first_point)
+        except ServerError as error:
+            _end_sweep(request, str(error))
     else:
         served = served_from_json(given["served"])
-        flush_cache = ExternalServer(served.url, flush=config.flush_cache).flush_cache
+        server = BoundServer(served, flush=config.flush_cache)
         folders = {scenario: Path(given["folders"][str(scenario)]) for scenario in config.scenarios}
-        bench = Bench(config, served, flush_cache, folders, Silent())
+        progress = Silent()
+    bench = Bench(config, server, served, folders, progress)
     bench.prepare()
     return bench
+
+
+def _end_sweep(request: pytest.FixtureRequest, lost: str) -> NoReturn:
+    """A server that is gone measures nothing more: what is finished is kept, and nothing else is begun."""
+    from pytest_dsr1.bench import first_line
+
+    request.session.shouldstop = f"dsr1: {first_line(lost)}"
+    raise ServerLost(lost, pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +73,9 @@ def server(bench: Bench) -> Served:
 
 
 @pytest.fixture
-def accuracy(bench: Bench, dsr1_point: Point) -> AccuracyRecord:
+def accuracy(bench: Bench, dsr1_point: Point, request: pytest.FixtureRequest) -> AccuracyRecord:
     """What the gate says of this point, measured at its concurrency; once, whoever asks first."""
-    record = bench.accuracy(dsr1_point)
+    record = _accuracy(bench, dsr1_point, request)
     if not bench.config.accuracy:
         pytest.skip("accuracy off")
     return record
@@ -63,17 +84,32 @@ def accuracy(bench: Bench, dsr1_point: Point) -> AccuracyRecord:
 @pytest.fixture
 def accurate(bench: Bench, dsr1_point: Point, request: pytest.FixtureRequest) -> AccuracyRecord:
     """The same, for a test that makes no sense on another model: skipped behind a closed gate."""
-    record = bench.accuracy(dsr1_point)
+    record = _accuracy(bench, dsr1_point, request)
     if not record.verdict.opens:
         request.node.stash[_GATED] = True
         pytest.skip(record.verdict.reason)
     return record
 
 
+def _accuracy(bench: Bench, point: Point, request: pytest.FixtureRequest) -> AccuracyRecord:
+    record = bench.accuracy(point)
+    if bench.lost:
+        _end_sweep(request, bench.lost)
+    return record
+
+
 @pytest.fixture
-def load(bench: Bench, dsr1_point: Point, accurate: AccuracyRecord) -> Load:
+def load(bench: Bench, dsr1_point: Point, accurate: AccuracyRecord, request: pytest.FixtureRequest) -> Load:
     """Call it to measure this point under load."""
-    return lambda: bench.load(dsr1_point)
+    from pytest_dsr1.servers import ServerError
+
+    def measure() -> LoadRecord:
+        try:
+            return bench.load(dsr1_point)
+        except ServerError as error:
+            _end_sweep(request, str(error))
+
+    return measure
 
 
 @pytest.fixture
@@ -92,6 +128,8 @@ def record(
         for name, value in result.headline.items():
             record_property(name, value)
         record_benchmark_row(request, measured.run, result.headline)
+        if bench.lost:
+            _end_sweep(request, bench.lost)
         return result
 
     return write
@@ -110,6 +148,7 @@ def explain(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[
     error = call.excinfo.value
     reason = str(error).strip().partition("\n")[0].strip()
     # An assertion or a skip of ours is its own reason; any other error needs its name.
-    if not (isinstance(error, AssertionError | pytest.skip.Exception) and reason):
+    if not (isinstance(error, AssertionError | pytest.skip.Exception | pytest.fail.Exception) and reason):
         reason = f"{type(error).__name__}: {reason}"
-    vars(report).update(dsr1_reason=reason, dsr1_gated=item.stash.get(_GATED, False))
+    gated, lost = item.stash.get(_GATED, False), isinstance(error, ServerLost)
+    vars(report).update(dsr1_reason=reason, dsr1_gated=gated, dsr1_lost=lost)

@@ -203,7 +203,8 @@ class Journal:
         if self.served is None:
             self.served = engine, model
             self._write()
-        elif self.served != (engine, model):
+        # Who started a server is no part of what it is: one that was launched may be found running by a resumed run.
+        elif (self.served[0] == "reference", self.served[1]) != (engine == "reference", model):
             raise JournalError(
                 f"{self.folder} was begun on {' / '.join(self.served)} (engine / model), "
                 f"now {engine} / {model} serves; a batch is of one"

@@ -2,87 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from pytest_dsr1.core.config import ALL_SCENARIOS, Engine, Mode, Scenario
-from pytest_dsr1.leaderboard.teams import MAX_TEAM, team_problem
-
-
-def _integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not minimum <= value <= maximum:
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _number(accept: Callable[[float], bool]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not (math.isfinite(value) and accept(value)):
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _concurrencies(text: str) -> tuple[int, ...]:
-    values = tuple(_integer(1)(part) for part in text.split(","))
-    if len(set(values)) != len(values):
-        raise ValueError
-    return values
-
-
-def _scenarios(text: str) -> tuple[Scenario, ...]:
-    if text == "all":
-        return ALL_SCENARIOS
-    pairs = [part.split("/") for part in text.split(",")]
-    values = tuple(Scenario(_integer(1)(isl), _integer(1)(osl)) for isl, osl in pairs)
-    if len(set(values)) != len(values):
-        raise ValueError
-    return values
-
-
-def _address(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError
-    if parts.username or parts.password:
-        raise ValueError
-    _ = parts.port  # raises ValueError beyond 65535
-    return text.rstrip("/")
-
-
-def _url(text: str) -> str:
-    return _address(text).removesuffix("/v1")
-
-
-class NotAcceptedError(ValueError):
-    """A value is not accepted for a reason of its own, which stands in the message."""
-
-
-def _team(text: str) -> str:
-    if problem := team_problem(text):
-        raise NotAcceptedError(problem)
-    return text
-
-
-def _filled(text: str) -> str:
-    if not text.strip():
-        raise ValueError
-    return text
-
-
-def _file(text: str) -> Path:
-    # A resumed batch may be resumed from another folder.
-    return Path(_filled(text)).expanduser().absolute()
+from pytest_dsr1.core.config import Engine, Mode
+from pytest_dsr1.leaderboard.teams import MAX_TEAM
+from pytest_dsr1.option_values import (
+    absolute_path,
+    address,
+    checked,
+    concurrencies,
+    filled,
+    integer,
+    number,
+    recipe,
+    scenarios,
+    server_url,
+    team,
+)
+from pytest_dsr1.servers.arguments import parse_server_arg, parse_server_env
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +30,19 @@ class Option:
     """One option and where else its value may come from.
 
     :param parse: Text to value; a ValueError becomes a usage error that quotes `accepted`.
+    :param names_only: Whether an error quotes no more than what stands before the first "=": the rest may be a secret.
     :param stored: Whether a batch keeps it, so that a resumed run measures the same.
     """
 
     name: str
     help: str
     accepted: str = ""
-    parse: Callable[[str], Any] = _filled
+    parse: Callable[[str], Any] = filled
     metavar: str | None = "N"
     environment: str | None = None
     flag: bool = False
     repeatable: bool = False
+    names_only: bool = False
     stored: bool = True
 
     @property
@@ -116,20 +58,20 @@ _POSITIVE = "a whole number from 1"
 _SECONDS = "a number of seconds above 0"
 
 OPTIONS = (
-    Option(name="--isl", help="Input sequence length in tokens", accepted=_POSITIVE, parse=_integer(1)),
-    Option(name="--osl", help="Output sequence length in tokens", accepted=_POSITIVE, parse=_integer(1)),
+    Option(name="--isl", help="Input sequence length in tokens", accepted=_POSITIVE, parse=integer(1)),
+    Option(name="--osl", help="Output sequence length in tokens", accepted=_POSITIVE, parse=integer(1)),
     Option(
         name="--scenario",
         help="Several combinations of lengths in one session: ISL/OSL[,ISL/OSL...], or all for the competition's three",
         accepted="ISL/OSL pairs of whole numbers from 1, each once, separated by commas, or all",
-        parse=_scenarios,
+        parse=scenarios,
         metavar="ISL/OSL[,...]",
     ),
     Option(
         name="--conc",
         help="Concurrency levels, separated by commas (default: 4,8,16,32,64)",
         accepted="whole numbers from 1, each once, separated by commas",
-        parse=_concurrencies,
+        parse=concurrencies,
         metavar="LIST",
     ),
     Option(
@@ -143,14 +85,14 @@ OPTIONS = (
         name="--submit-team",
         help="Submit each result under this team name; implies --mode submit",
         accepted=f"a team name of 1 to {MAX_TEAM} characters on one line",
-        parse=_team,
+        parse=team,
         metavar="NAME",
     ),
     Option(
         name="--leaderboard-url",
         help="Submit there (default: the competition's Space of these lengths); {isl} and {osl} stand for the lengths",
         accepted="http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH], without user, query or fragment",
-        parse=_address,
+        parse=address,
         metavar="URL",
     ),
     Option(
@@ -163,7 +105,7 @@ OPTIONS = (
         name="--submit-timeout",
         help="Longest time for one submission, back-off and waiting included, in seconds (default: 300)",
         accepted=_SECONDS,
-        parse=_number(lambda value: value > 0),
+        parse=number(lambda value: value > 0),
         metavar="SECONDS",
         stored=False,
     ),
@@ -171,7 +113,7 @@ OPTIONS = (
         name="--submit-pending",
         help="Send what this batch folder has not sent yet, and run nothing",
         accepted="a batch folder",
-        parse=lambda text: Path(_filled(text)),
+        parse=lambda text: Path(filled(text)),
         metavar="DIR",
         stored=False,
     ),
@@ -183,7 +125,8 @@ OPTIONS = (
     ),
     Option(
         name="--engine",
-        help="Who serves: auto (default) prefers a server on --port that names our model, else the embedded reference",
+        help="Who serves: auto (default) takes a server on --port that names our model, else launches SGLang where "
+        "there is a GPU, else the embedded reference",
         accepted="auto, sglang or reference",
         parse=Engine,
         metavar="ENGINE",
@@ -192,9 +135,60 @@ OPTIONS = (
         name="--server-url",
         help="A running OpenAI-compatible server; never started, stopped or reconfigured",
         accepted="http://HOST[:PORT] or https://HOST[:PORT], without user, query or fragment",
-        parse=_url,
+        parse=server_url,
         metavar="URL",
         repeatable=True,
+    ),
+    Option(
+        name="--recipe",
+        help="How SGLang is launched: a shipped recipe (mi355x, mi355x-mtp, b200, hopper, cpu) or a file "
+        "(default: by the GPU seen)",
+        accepted="the name of a recipe or the path of one",
+        parse=recipe,
+        metavar="NAME|PATH",
+    ),
+    Option(
+        name="--server-arg",
+        help="An argument of SGLang, in the place of the recipe's: --server-arg mem-fraction-static=0.9 (repeatable)",
+        parse=checked(parse_server_arg),
+        metavar="NAME[=VALUE]",
+        repeatable=True,
+        names_only=True,
+    ),
+    Option(
+        name="--server-env",
+        help="An environment variable of SGLang (repeatable)",
+        parse=checked(parse_server_env),
+        metavar="NAME=VALUE",
+        repeatable=True,
+        names_only=True,
+    ),
+    Option(
+        name="--sglang-python",
+        help="The Python that has SGLang (default: ours, else the first python3 on PATH that has it)",
+        accepted="a path",
+        parse=absolute_path,
+        metavar="PATH",
+    ),
+    Option(
+        name="--launch-timeout",
+        help="Longest wait for a launched server, in seconds (default: 3600; a first start takes 20 to 30 minutes)",
+        accepted=_SECONDS,
+        parse=number(lambda value: value > 0),
+        metavar="SECONDS",
+        stored=False,
+    ),
+    Option(
+        name="--keep-server",
+        help="Leave a launched server running; the next session finds it on its port",
+        flag=True,
+        stored=False,
+    ),
+    Option(
+        name="--print-launch",
+        help="Show command line and environment of the server that would be launched, and run nothing",
+        flag=True,
+        stored=False,
     ),
     Option(
         name="--no-flush-cache",
@@ -218,13 +212,13 @@ OPTIONS = (
         name="--vocab-size",
         help="Token ids of prompts are below this (default: what the server or its tokenizer says)",
         accepted="a whole number from 2",
-        parse=_integer(2),
+        parse=integer(2),
     ),
     Option(
         name="--port",
         help="Port of the SGLang server on this machine (default: 8888)",
         accepted="a whole number from 1 to 65535",
-        parse=_integer(1, 65535),
+        parse=integer(1, 65535),
         metavar="PORT",
         environment="PORT",
     ),
@@ -232,7 +226,7 @@ OPTIONS = (
         name="--tp",
         help="Tensor parallelism of the SGLang server (default: 8)",
         accepted=_POSITIVE,
-        parse=_integer(1),
+        parse=integer(1),
         environment="TP",
     ),
     Option(
@@ -246,27 +240,27 @@ OPTIONS = (
         name="--accuracy-data",
         help="The accuracy corpus from a file of JSON rows instead of the hub",
         accepted="a path",
-        parse=_file,
+        parse=absolute_path,
         metavar="PATH",
     ),
     Option(
         name="--accuracy-limit",
         help="Only the first N documents of the accuracy task: a task of its own, with its own baseline",
         accepted=_POSITIVE,
-        parse=_integer(1),
+        parse=integer(1),
     ),
     Option(
         name="--accuracy-baseline",
         help="Accuracy baselines from this file, for a model that has no published one",
         accepted="a path",
-        parse=_file,
+        parse=absolute_path,
         metavar="FILE",
     ),
     Option(
         name="--record-accuracy-baseline",
         help="Write the measured accuracy to this file, for --accuracy-baseline",
         accepted="a path",
-        parse=_file,
+        parse=absolute_path,
         metavar="FILE",
         stored=False,
     ),
@@ -274,40 +268,40 @@ OPTIONS = (
         name="--num-prompts",
         help="Requests measured at each concurrency (default: CONC*20 if OSL is 8192, else CONC*50)",
         accepted=_POSITIVE,
-        parse=_integer(1),
+        parse=integer(1),
     ),
     Option(
         name="--random-range-ratio",
         help="Lengths are drawn uniformly from floor(R*L)..L (default: 1.0, all alike)",
         accepted="a number above 0 and at most 1",
-        parse=_number(lambda value: 0 < value <= 1),
+        parse=number(lambda value: 0 < value <= 1),
         metavar="R",
     ),
     Option(
         name="--prompt-seed",
         help="Seed of the prompts (default: drawn for each session, and recorded)",
         accepted="a whole number from 0 to 2^32-1",
-        parse=_integer(0, 2**32 - 1),
+        parse=integer(0, 2**32 - 1),
     ),
     Option(
         name="--idle-timeout",
         help="Longest time without a byte of a response, in seconds (default: 300)",
         accepted=_SECONDS,
-        parse=_number(lambda value: value > 0),
+        parse=number(lambda value: value > 0),
         metavar="SECONDS",
     ),
     Option(
         name="--request-timeout",
         help="Longest time for one request, in seconds (default: 1800; 3600 from OSL 8192)",
         accepted=_SECONDS,
-        parse=_number(lambda value: value > 0),
+        parse=number(lambda value: value > 0),
         metavar="SECONDS",
     ),
     Option(
         name="--reports-dir",
         help="Where batch folders go, relative to the rootdir (default: reports)",
         accepted="a path",
-        parse=lambda text: Path(_filled(text)),
+        parse=lambda text: Path(filled(text)),
         metavar="DIR",
         stored=False,
     ),
@@ -315,7 +309,7 @@ OPTIONS = (
         name="--resume",
         help="Complete this interrupted batch folder; its options come from the folder (repeatable)",
         accepted="a batch folder",
-        parse=lambda text: Path(_filled(text)),
+        parse=lambda text: Path(filled(text)),
         metavar="DIR",
         repeatable=True,
         stored=False,

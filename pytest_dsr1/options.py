@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1.core.config import CONCURRENCIES, Engine, LoadLimits, Mode, Scenario, SweepConfig
+from pytest_dsr1.core.config import CONCURRENCIES, Engine, LaunchConfig, LoadLimits, Mode, Scenario, SweepConfig
 from pytest_dsr1.core.summary import one_line
 from pytest_dsr1.leaderboard.routing import routing_problem
-from pytest_dsr1.option_table import BY_NAME, OPTIONS, NotAcceptedError, Option
+from pytest_dsr1.option_table import BY_NAME, OPTIONS, Option
+from pytest_dsr1.option_values import NotAcceptedError
 
 #: What was typed: option name to its text, texts of a repeatable one, or True of a flag.
 Typed = Mapping[str, Any]
@@ -79,7 +80,8 @@ def _parse(option: Option, text: str, source: str) -> Any:
     try:
         return option.parse(text)
     except NotAcceptedError as error:
-        raise pytest.UsageError(f"{source}: {one_line(text)[:60]!r} is not accepted: {error}") from None
+        shown = text.partition("=")[0] if option.names_only else text
+        raise pytest.UsageError(f"{source}: {one_line(shown)[:60]!r} is not accepted: {error}") from None
     except (ValueError, KeyError):
         raise _usage(source, text, option.accepted) from None
 
@@ -145,30 +147,42 @@ def _refuse_unsubmittable(values: Mapping[str, Any], scenarios: Sequence[Scenari
         raise pytest.UsageError(problem)
 
 
+def _launch_of(values: Mapping[str, Any]) -> LaunchConfig:
+    defaults = LaunchConfig()
+    return LaunchConfig(
+        recipe=values.get("--recipe"),
+        server_args=values.get("--server-arg", ()),
+        server_env=values.get("--server-env", ()),
+        sglang_python=values.get("--sglang-python"),
+        timeout_s=values.get("--launch-timeout", defaults.timeout_s),
+        keep=values.get("--keep-server", defaults.keep),
+    )
+
+
 def make_config(values: Mapping[str, Any], typed: Typed, rootdir: Path) -> SweepConfig:
     """The sweep that parsed options ask for.
 
     :param typed: What was typed, to tell it from the environment.
     :param rootdir: What relative report folders are relative to.
-    :raises pytest.UsageError: Options contradict each other, or ask for what is not built yet.
+    :raises pytest.UsageError: Options contradict each other.
     """
     scenarios, mode = _scenarios_of(values), _mode_of(values)
     if mode is Mode.SUBMIT:
         _refuse_unsubmittable(values, scenarios)
     engine = values.get("--engine", Engine.AUTO)
     urls = values.get("--server-url", ())
-    if engine is Engine.SGLANG:
+    launch = _launch_of(values)
+    if urls and engine is not Engine.AUTO:
         raise pytest.UsageError(
-            "--engine sglang is not built yet; start the server yourself and type --server-url http://127.0.0.1:8888"
+            f"--engine {engine} starts a server of its own, --server-url {urls[0]} names one; drop one"
         )
-    if urls and engine is Engine.REFERENCE:
+    if len(set(urls)) < len(urls):
         raise pytest.UsageError(
-            f"--engine reference starts a server of its own, --server-url {urls[0]} names one; drop one"
+            f"--server-url: {urls[0]} and others were typed twice; two workers would measure one server"
         )
-    if len(urls) > 1:
-        raise pytest.UsageError(
-            f"--server-url was typed {len(urls)} times; several servers are not built yet, type one"
-        )
+    if launch.typed and (urls or engine is Engine.REFERENCE):
+        serves = f"--server-url {urls[0]}" if urls else "--engine reference"
+        raise pytest.UsageError(f"{launch.typed[0]} says how SGLang is launched, and {serves} launches none; drop one")
     if not values.get("--accuracy", True) and mode is Mode.ACC:
         raise pytest.UsageError("--mode acc measures accuracy only, --accuracy off leaves it out; drop one")
     if not values.get("--accuracy", True) and "--record-accuracy-baseline" in values:
@@ -179,7 +193,9 @@ def make_config(values: Mapping[str, Any], typed: Typed, rootdir: Path) -> Sweep
         concurrencies=values.get("--conc", CONCURRENCIES),
         mode=mode,
         engine=engine,
-        server_url=urls[0] if urls else None,
+        server_urls=urls,
+        launch=launch,
+        print_launch=values.get("--print-launch", False),
         flush_cache=not values.get("--no-flush-cache", False),
         model=values.get("--model"),
         model_from_environment="--model" not in typed,

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from pytest_dsr1 import collection, fixtures, options
+from pytest_dsr1 import collection, fixtures, options, workers
 from pytest_dsr1.activation import MISSING, SWEEP_CONFIG, activate
 
 
@@ -28,13 +28,22 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     return submit_pending(typed, options.environment(), config.invocation_params.dir)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    # Asked before anything is configured.
+    given = {**options.ini_options(config), **options.typed_options(config)}
+    return workers.auto_workers(len(given.get("--server-url", ()))) if options.asks_for_sweep(given) else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, "dsr1_fixtures")
     typed = options.typed_options(config)
     if options.asks_for_sweep({**options.ini_options(config), **typed}):
         activate(config, typed)
-    elif "--preflight" in typed:
-        raise pytest.UsageError(f"--preflight: {collection.HINT} --preflight")
+    else:
+        for option in ("--preflight", "--print-launch"):
+            if option in typed:
+                raise pytest.UsageError(f"{option}: {collection.HINT} {option}")
 
 
 @pytest.hookimpl(tryfirst=True)

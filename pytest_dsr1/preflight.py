@@ -6,11 +6,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pytest_dsr1.core.config import Engine, Mode, Point, Scenario, SweepConfig
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.progress import duration
+from pytest_dsr1.servers import ServerError, Silence
+from pytest_dsr1.servers.choose import choose
+from pytest_dsr1.servers.recipe import RecipeError
 
 #: Bytes of result, samples and summary, roughly, per generated token; and what else must be free.
 _BYTES_PER_TOKEN = 4
@@ -28,6 +32,17 @@ class Check:
 def checks(config: SweepConfig) -> tuple[Check, ...]:
     """Look at all that needs no server: files that were named, corpus and its hash, room for the results."""
     return tuple(check for look in (_folder, _baselines, _corpus, _tokenizer) for check in look(config))
+
+
+def show(config: SweepConfig, points: Sequence[Point], say: Callable[[str], None]) -> str:
+    """What --preflight does.
+
+    :return: Why the sweep cannot be run; empty if nothing is against it.
+    """
+    found = (*checks(config), *_launch(config, points))
+    for line in lines(config, points, found):
+        say(line)
+    return "" if all(check.passed for check in found) else "preflight failed"
 
 
 def lines(config: SweepConfig, points: Sequence[Point], found: Sequence[Check]) -> Iterator[str]:
@@ -126,6 +141,25 @@ def _corpus(config: SweepConfig) -> Iterator[Check]:
         yield Check(True, f"{name} is whole")
     except (AccuracyError, OSError) as error:
         yield Check(False, f"{name}: {error}")
+
+
+def _launch(config: SweepConfig, points: Sequence[Point]) -> Iterator[Check]:
+    """Who would serve; every run finds out for itself when it chooses."""
+    if config.server_urls:
+        return
+    try:
+        choice = choose(config, os.environ, config.reports_dir / "servers", Silence())
+    except (ServerError, RecipeError) as error:
+        yield Check(False, str(error))
+        return
+    yield Check(True, f"server: {choice.why}")
+    if choice.plan is None:
+        return
+    launches = choice.plan.launches(points)
+    yield Check(True, f"--port: {launches[0][0].port} is free")
+    for before, after in pairwise(launches):
+        changes = after[0].changes(before[0])
+        yield Check(True, f"the server is started anew for {after[1][0].id}: {changes}")
 
 
 def _tokenizer(config: SweepConfig) -> Iterator[Check]:

@@ -50,13 +50,14 @@ class Terminal:
         self._clock = clock
         self._live = False
         self._due = 0.0
+        self._waiting = False
 
     @contextmanager
     def accuracy(self, point: Point) -> Iterator[Callable[[int, int], None]]:
         began = self._begin()
 
         def report(done: int, total: int) -> None:
-            self._say(point, lambda: f"accuracy {describe(done, total, self._clock() - began)}")
+            self._say(f"{point.id} ", lambda: f"accuracy {describe(done, total, self._clock() - began)}")
 
         try:
             yield report
@@ -69,7 +70,7 @@ class Terminal:
 
         def report(progress: slots.Progress) -> None:
             self._say(
-                point,
+                f"{point.id} ",
                 lambda: (
                     f"{progress.phase}: {describe(progress.done, progress.total, progress.elapsed_s, progress.tokens)}"
                 ),
@@ -80,6 +81,20 @@ class Terminal:
         finally:
             self._end()
 
+    # -- servers.Voice ------------------------------------------------------------------------------------------
+
+    def line(self, text: str) -> None:
+        """Say something that stays to be read."""
+        self._end()
+        self._write_plain(text)
+
+    def progress(self, text: str) -> None:
+        """How far a server's start is."""
+        if not self._waiting:
+            self._waiting = True
+            self._begin()
+        self._say("", lambda: text)
+
     def _begin(self) -> float:
         # Inside a test sys.stdout is pytest's, unless capturing is off.
         with self._uncaptured():
@@ -88,7 +103,7 @@ class Terminal:
         self._due = now if self._live else now + PLAIN_PERIOD_S
         return now
 
-    def _say(self, point: Point, text: Callable[[], str]) -> None:
+    def _say(self, name: str, text: Callable[[], str]) -> None:
         now = self._clock()
         if now < self._due:
             return
@@ -97,9 +112,10 @@ class Terminal:
             self._write_live(text())
         else:
             self._due = now + PLAIN_PERIOD_S
-            self._write_plain(f"{point.id} {text()}")
+            self._write_plain(f"{name}{text()}")
 
     def _end(self) -> None:
+        self._waiting = False
         if self._live:
             self._write_live("")
 

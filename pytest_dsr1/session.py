@@ -6,30 +6,32 @@ so that it need not know which process ran them.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_dsr1 import collection, options, preflight
+from pytest_dsr1 import collection, options, preflight, workers
 from pytest_dsr1.activation import MISSING, selects_by_name
-from pytest_dsr1.core.config import Mode, Point, Scenario, SweepConfig
+from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.summary import Status
 from pytest_dsr1.journal import Journal, JournalError, result_path
-from pytest_dsr1.lock import ServerBusyError, ServerLock
+from pytest_dsr1.progress import Terminal
 from pytest_dsr1.report import closing_lines, header_lines
 from pytest_dsr1.servers import Served, ServerError
-from pytest_dsr1.servers.choose import Choice, choose
+from pytest_dsr1.servers.plan import print_launch
+from pytest_dsr1.servers.recipe import RecipeError
+from pytest_dsr1.serving import Serving, launch_note, require_measurable
 
 #: What pytest itself exits with after an interruption, and a shell after SIGTERM.
 _EXIT_TERMINATED = 143
+#: For a server that a worker found gone.
+_PATIENCE_S = 5.0
 _POINT_ID = re.compile(r"\[.*?isl(\d+)-osl(\d+)-conc(\d+).*?\]$")
 
 
@@ -43,13 +45,12 @@ class Sweep:
         self._pytest = config
         self._values = values
         self._journals = {journal.batch.scenario: journal for journal in resumed}
-        self._choice: Choice | None = None
-        self._served: Served | None = None
-        self._start_error: ServerError | None = None
-        self._lock: ServerLock | None = None
+        self._serving: Serving | None = None
         self._due: dict[Point, dict[str, str]] = {}
         self._failures: dict[Point, str] = {}
         self._terminated = False
+        self._stopped_by_user = False
+        self._obituary = ""
         self._old_handler: Any = None
         self._begun = False
 
@@ -60,7 +61,8 @@ class Sweep:
         """Whether anything will be run; not for --collect-only, --preflight and the like."""
         option = self._pytest.option
         shows_only = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test", "cacheshow")
-        return not (self.config.preflight or any(getattr(option, name, False) for name in shows_only))
+        shows = self.config.preflight or self.config.print_launch
+        return not (shows or any(getattr(option, name, False) for name in shows_only))
 
     @property
     def begun(self) -> bool:
@@ -80,69 +82,51 @@ class Sweep:
     def folders(self) -> dict[Scenario, Path]:
         return {scenario: journal.folder for scenario, journal in self._journals.items()}
 
+    @property
+    def serving(self) -> Serving:
+        """The session's server."""
+        assert self._serving is not None, "the session has not started"
+        return self._serving
+
+    @property
+    def first_point(self) -> Point:
+        """The one that is measured first."""
+        return next((point for point in self.config.points if point in self._due), self.config.points[0])
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        self._refuse_surplus_workers()
+        workers.refuse_surplus(self.config, self._worker_count)
         if not self.measures:
             return
         problems = [check for check in preflight.checks(self.config) if not check.passed]
         if problems:
             raise pytest.UsageError("; ".join(check.message for check in problems))
-        self._choice = choose(self.config, self._server_log())
-        self._refuse_unsubmittable(reference=self._choice.is_reference)
-        if self._choice.running:
-            self._ask_running_server()
+        self._choose_server()
         self._open_journals()
-        if self._served is not None:
-            try:
-                self._note_server(self._served)
-            except JournalError as error:
-                raise pytest.UsageError(f"--resume: {error}") from None
+        for served in self.serving.served:
+            self._note_server(served, None)
         self._begun = True
         if threading.current_thread() is threading.main_thread():
             self._old_handler = signal.signal(signal.SIGTERM, self._terminate)
 
-    def _ask_running_server(self) -> None:
-        """Find out now what would otherwise be found wrong after minutes of accuracy."""
-        from pytest_dsr1.accuracy import AccuracyError
-        from pytest_dsr1.bench import accuracy_source, endpoint_of, prompt_plan
+    @property
+    def _worker_count(self) -> int:
+        return workers.worker_count(self._pytest)
 
+    def _choose_server(self) -> None:
+        """Find who serves, and of a server that runs find out now what else would be found wrong after minutes."""
         try:
-            served = self.start_server()
-            self._refuse_unsubmittable(reference=served.is_reference, gpus_known=served.num_gpus is not None)
-            for scenario in self.config.scenarios if self.config.mode is not Mode.ACC else ():
-                preflight.require_context(scenario, served)
-            if self.config.mode is not Mode.ACC:
-                prompt_plan(self.config, endpoint_of(served))
-            if self.config.accuracy:
-                accuracy_source(self.config, served)
-        except (ServerError, AccuracyError, ValueError) as error:
-            raise pytest.UsageError(str(error)) from None
-
-    def _refuse_unsubmittable(self, *, reference: bool, gpus_known: bool = True) -> None:
-        from pytest_dsr1.leaderboard.eligibility import server_problem
-
-        assert self._choice is not None, "the session has not started"
-        if self.config.mode is Mode.SUBMIT and (
-            problem := server_problem(self.config, self._choice.why, reference=reference, gpus_known=gpus_known)
-        ):
-            raise pytest.UsageError(problem)
-
-    def _server_log(self) -> Path:
-        """One log per start: a server may serve many batches."""
-        stamp = time.strftime("%Y%m%d_%H%M%S")
-        return self.config.reports_dir / "servers" / f"{stamp}-{os.getpid()}.log"
-
-    def _refuse_surplus_workers(self) -> None:
-        # xdist's own list of the workers it will start; absent without it, empty without -n.
-        workers = len(getattr(self._pytest.option, "tx", None) or ())
-        if workers > 1:
-            raise pytest.UsageError(
-                f"-n {workers}: {workers} workers would measure one server at once, and several servers are not "
-                "supported yet; use -n 1, or none"
+            self._serving = serving = Serving(
+                self.config,
+                options.environment(),
+                Terminal(self._pytest),
+                purpose=f"pytest in {self._pytest.invocation_params.dir}",
+                on_served=self._note_server,
+                concurrent=max(self._worker_count, 1),
             )
-        if workers and self.config.preflight:
-            raise pytest.UsageError("--preflight runs nothing, so it needs no -n; drop it")
+            require_measurable(self.config, serving, self._worker_count)
+        except (ServerError, RecipeError, ValueError) as error:
+            raise pytest.UsageError(str(error)) from None
 
     def _open_journals(self) -> None:
         if self._journals:
@@ -170,51 +154,35 @@ class Sweep:
         raise KeyboardInterrupt
 
     def pytest_report_header(self) -> list[str]:
-        why = self._choice.why if self._choice else ""
-        return header_lines(self.config, why, self._served, sorted(self.folders.values()), str(self._pytest.rootpath))
+        why = self._serving.why if self._serving else ""
+        served = self._serving.served if self._serving else ()
+        folders = sorted(self.folders.values())
+        return header_lines(self.config, why, served[0] if served else None, folders, str(self._pytest.rootpath))
 
     # -- the server -------------------------------------------------------------------------------------------
 
-    def start_server(self) -> Served:
-        """The session's server, started by the first who asks.
+    def _note_server(self, served: Served, point: Point | None) -> None:
+        """Keep with the batches what they are measured on.
 
-        :raises ServerError: It does not start, now and for whoever asks again; or another session measures it.
+        :raises ServerError: A resumed batch was begun on another engine or model.
         """
-        assert self._choice is not None, "the session has not started"
-        if self._start_error is not None:
-            raise self._start_error
-        if self._served is None:
-            try:
-                served = self._choice.server.start()
-                self._lock = ServerLock(served.url)
-                self._lock.acquire(f"pytest in {self._pytest.invocation_params.dir}")
-                if self._begun:
-                    self._note_server(served)
-            except (ServerError, ServerBusyError, JournalError) as error:
-                self._start_error = error if isinstance(error, ServerError) else ServerError(str(error))
-                raise self._start_error from None
-            self._served = served
-        return self._served
-
-    def _note_server(self, served: Served) -> None:
-        """:raises JournalError: A resumed batch was begun on another engine or model."""
         for journal in self._journals.values():
-            journal.serve(served.engine, served.model)
+            try:
+                journal.serve(served.engine, served.model)
+            except JournalError as error:
+                message = f"--resume: {error}"
+                raise (ServerError(message) if self._begun else pytest.UsageError(message)) from None
+        if point is not None and served.launch is not None and served.launch.get("recipe"):
+            self._journals[point.scenario].note(launch_note(served.launch))
 
     @property
     def _misses_nothing(self) -> bool:
         """Whether this completes batches that are complete; a selection by name that selects nothing is a mistake."""
         return bool(self.config.resume) and self._pytest.stash[MISSING] is not None and not self._due
 
-    def flush_cache(self) -> None:
-        if self._choice is not None:
-            self._choice.server.flush_cache()
-
     def stop_server(self) -> None:
-        if self._choice is not None:
-            self._choice.server.stop()
-        if self._lock is not None:
-            self._lock.release()
+        if self._serving is not None:
+            self._serving.stop()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -222,7 +190,7 @@ class Sweep:
         from pytest_dsr1.bench import served_to_json
 
         try:
-            served = self.start_server()
+            served = self.serving.bind(node, self.first_point)
         except ServerError as error:
             raise pytest.UsageError(str(error)) from None
         node.workerinput["dsr1"] = {
@@ -231,6 +199,14 @@ class Sweep:
             "served": served_to_json(served),
             "folders": {str(scenario): str(folder) for scenario, folder in self.folders.items()},
         }
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.serving.release(node)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        return workers.make_scheduler(config, log)
 
     # -- which tests ------------------------------------------------------------------------------------------
 
@@ -268,18 +244,20 @@ class Sweep:
         return point if point in self.config.points and point.scenario in self._journals else None
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        if not self.config.preflight:
+        if not (self.config.preflight or self.config.print_launch):
             return None
         selected = {collection.point_of(item) for item in session.items}
         points = [point for point in self.config.points if point in selected]
-        checks = preflight.checks(self.config)
-        reporter = self._pytest.pluginmanager.get_plugin("terminalreporter")
-        for line in preflight.lines(self.config, points, checks):
-            if reporter is not None:
-                reporter.write_line(line)
-        if not all(check.passed for check in checks):
-            raise pytest.exit.Exception("preflight failed", returncode=1)
+        show = print_launch if self.config.print_launch else preflight.show
+        problem = show(self.config, points, self._say)
+        if problem:
+            raise pytest.exit.Exception(problem, returncode=1)
         return True
+
+    def _say(self, line: str) -> None:
+        reporter = self._pytest.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(line)
 
     # -- what becomes of them ---------------------------------------------------------------------------------
 
@@ -301,7 +279,7 @@ class Sweep:
         gated = getattr(report, "dsr1_gated", False)
         if report.failed or gated:
             due[report.nodeid] = "failed"
-            self._failures.setdefault(point, getattr(report, "dsr1_reason", "") or _last_line(report))
+            self._failures.setdefault(point, self._reason(report))
             if gated:
                 self._run_again_with_lf(report.nodeid)
         elif report.skipped:
@@ -311,6 +289,14 @@ class Sweep:
         # A test whose worker crashed has one report, of no phase.
         if report.when not in ("setup", "call") and all(due.values()):
             self._end(point)
+
+    def _reason(self, report: pytest.TestReport) -> str:
+        """Why a test failed, in one line."""
+        if getattr(report, "dsr1_lost", False) and hasattr(report, "node"):
+            # A worker knows only that nobody answers; whoever started the server knows what it died of.
+            self._obituary = self.serving.problem(_PATIENCE_S)
+        known = self._obituary.partition("\n")[0].rstrip(":")
+        return known or getattr(report, "dsr1_reason", "") or _last_line(report)
 
     def _run_again_with_lf(self, nodeid: str) -> None:
         """Have --lf select a performance test that the gate skipped.
@@ -336,10 +322,17 @@ class Sweep:
             if finding["severity"] == "warn":
                 journal.note(f"CONC {point.conc}: warning {finding['check']}: {finding['message']}")
 
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # Called for a session that stopped itself (`shouldstop`), too: with a class of pytest's own, or of xdist's.
+        self._stopped_by_user = type(excinfo.value) is KeyboardInterrupt or excinfo.errisinstance(pytest.exit.Exception)
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not self._begun:
             return
+        if session.exitstatus == pytest.ExitCode.INTERRUPTED and not self._stopped_by_user and self._failures:
+            # The server was lost, and nobody wanted to stop: that is a failure, not an interruption.
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         interrupted = self._terminated or session.exitstatus == pytest.ExitCode.INTERRUPTED
         for point in self._due:
             journal = self._journals[point.scenario]
@@ -368,6 +361,11 @@ class Sweep:
         for journal in self._journals.values():
             results = {state.conc: self._result(journal, state.conc) for state in journal.batch.points}
             for line in closing_lines(journal.batch, results, self.shown(journal.folder)):
+                terminalreporter.write_line(line)
+        for line in self._obituary.splitlines():
+            terminalreporter.write_line(line)
+        if self._serving is not None:
+            for line in self._serving.closing_lines(interrupted=self._stopped_by_user):
                 terminalreporter.write_line(line)
 
     def _result(self, journal: Journal, conc: int) -> Result | None:

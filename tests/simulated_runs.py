@@ -105,7 +105,11 @@ def result_of(
         },
         "server": {"num_gpus": num_gpus, "num_gpus_source": "server"},
         "tput_per_gpu": performance.total_token_throughput / num_gpus,
-        "client": {"requests": {"sent": run.num_prompts, "outcomes": {"ok": len(run.completed)}}, "aborted": ""},
+        "client": {
+            "requests": {"sent": run.num_prompts, "outcomes": {"ok": len(run.completed)}},
+            "aborted": "",
+            "prefix_cache": {"requests_told": 1, "prompt_tokens": isl, "cached_tokens": 0},
+        },
     }
     if performance.interactivity is not None:
         result["interactivity"] = performance.interactivity

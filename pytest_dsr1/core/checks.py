@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -18,7 +16,9 @@ import numpy as np
 
 from pytest_dsr1.core.baselines import RATIOS, B200Table
 from pytest_dsr1.core.evidence import ABSENT, ARGUMENTS, COUNT_OR_ZERO, ORDERED, PERFORMANCE, Evidence, Reading, shown
+from pytest_dsr1.core.findings import Finding, Severity, reject
 from pytest_dsr1.core.samples import RequestSample
+from pytest_dsr1.core.server_checks import h11_same_server, s3_prefix_cache
 from pytest_dsr1.core.statistics import LATENCIES, NS_PER_MS
 
 #: Slot time cannot be overdrawn at all; half a percent is left to tools that end their duration a little elsewhere.
@@ -29,31 +29,6 @@ MEDIAN_FACTOR = 2.0
 ROUNDING = 1e-9
 #: How many culprits one message names.
 NAMED = 3
-
-
-class Severity(StrEnum):
-    """What a finding does to a result."""
-
-    REJECT = "reject"
-    """The result contradicts itself: the test fails, and nothing is submitted."""
-    WARN = "warn"
-    """Possible, but to be looked at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that a check found.
-
-    :param check: Its number in the list of invariants, such as "h2".
-    :param message: The figures, the bound, and what it means; one line.
-    """
-
-    check: str
-    severity: Severity
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.check} ({self.severity}): {self.message}"
 
 
 Check: TypeAlias = Callable[[Evidence], Iterable[Finding]]
@@ -70,15 +45,15 @@ def h1_complete(evidence: Evidence) -> Iterator[Finding]:
         problems += evidence.problems()
     # One NaN can be found by both, in the same words.
     for problem in dict.fromkeys(problems):
-        yield _reject("h1", problem)
+        yield reject("h1", problem)
     if not evidence.has_performance:
         return
 
     asked = evidence.count("benchmark_args.num_prompts")
     for path in _missing(evidence):
-        yield _reject("h1", f"{path} is missing: {'a result has it' if evidence.ours else 'completeness is not shown'}")
+        yield reject("h1", f"{path} is missing: {'a result has it' if evidence.ours else 'completeness is not shown'}")
     if completed is not None and asked is not None and completed != asked:
-        yield _reject("h1", f"{completed} of {asked} requests completed: figures of a part do not speak for the whole")
+        yield reject("h1", f"{completed} of {asked} requests completed: figures of a part do not speak for the whole")
     yield from _output_lengths(evidence, completed)
 
 
@@ -105,12 +80,12 @@ def _failures(evidence: Evidence, completed: int | None) -> Iterator[Finding]:
         counts = {name: count for name, count in outcomes.items() if COUNT_OR_ZERO.problem(count) is None}
         failed = [f"{count} {name}" for name, count in counts.items() if name != "ok" and count > 0]
         if failed:
-            yield _reject("h1", f"requests failed: {_some(failed)}")
+            yield reject("h1", f"requests failed: {_some(failed)}")
         if completed is not None and counts.get("ok", completed) != completed:
-            yield _reject("h1", f"the client counts {counts['ok']} ok, successful_requests says {completed}")
+            yield reject("h1", f"the client counts {counts['ok']} ok, successful_requests says {completed}")
     aborted = evidence.at("client.aborted")
     if aborted not in (ABSENT, None, ""):
-        yield _reject("h1", f"the run gave up: {shown(aborted)}")
+        yield reject("h1", f"the run gave up: {shown(aborted)}")
 
 
 def _without_pace(evidence: Evidence) -> Iterator[Finding]:
@@ -118,7 +93,7 @@ def _without_pace(evidence: Evidence) -> Iterator[Finding]:
     paced = [one for one in evidence.samples or () if one.ok and (one.generated_tokens or 0) > 1]
     at_once = sum(len(one.event_ns) > 0 and one.first_ns == one.last_ns for one in paced)
     if at_once:
-        yield _reject(
+        yield reject(
             "h1",
             f"{at_once} of {len(paced)} answers were read all at once, so their time per token is 0: "
             "the server sent them whole, or the client was kept from reading",
@@ -134,7 +109,7 @@ def _output_lengths(evidence: Evidence, completed: int | None) -> Iterator[Findi
             if sample.ok and sample.generated_tokens != sample.requested_output_tokens
         ]
         if wrong:
-            yield _reject("h1", f"{len(wrong)} outputs are not as long as requested: {_some(wrong)}")
+            yield reject("h1", f"{len(wrong)} outputs are not as long as requested: {_some(wrong)}")
 
     generated = evidence.count("total_generated_tokens")
     longest = evidence.count("benchmark_args.random_output_len")
@@ -143,7 +118,7 @@ def _output_lengths(evidence: Evidence, completed: int | None) -> Iterator[Findi
         low, high = completed * shortest, completed * longest
         if not low <= generated <= high:
             bound = f"{low}" if low == high else f"{low} to {high}"
-            yield _reject(
+            yield reject(
                 "h1", f"{completed} requests generated {generated} tokens, not {bound}: outputs were not as requested"
             )
 
@@ -168,7 +143,7 @@ def h2_little(evidence: Evidence) -> Iterator[Finding]:
     e2e_s = e2e_ms * 1e-3
     busy = e2e_s * completed / duration_s
     if busy.low > bound:
-        yield _reject(
+        yield reject(
             "h2",
             f"{completed:.0f} requests of {e2e_s:.4g} s{name} in {duration_s:.4g} s keep {busy:.1f} slots busy, "
             f"not {conc:.0f} (at most {bound:.5g}): the figures are of a run with another concurrency, duration or "
@@ -225,7 +200,7 @@ def h4_times(evidence: Evidence) -> Iterator[Finding]:
         if sample.ok and (problem := _disorder(sample))
     ]
     if wrong:
-        yield _reject("h4", f"the times of {len(wrong)} requests contradict themselves: {_some(wrong)}")
+        yield reject("h4", f"the times of {len(wrong)} requests contradict themselves: {_some(wrong)}")
 
 
 def _disorder(sample: RequestSample) -> str | None:
@@ -253,18 +228,18 @@ def h5_order(evidence: Evidence) -> Iterator[Finding]:
         for flat, full in copies.items():
             one, other = evidence.reading(flat), evidence.reading(full)
             if one and other and not one.agrees(other):
-                yield _reject("h5", f"{flat} is {one:.6g}, but {full} is {other:.6g}: one figure, two values")
+                yield reject("h5", f"{flat} is {one:.6g}, but {full} is {other:.6g}: one figure, two values")
 
         chains = ([f"{nested}.{name}" for name in ORDERED], [f"median_{latency}_ms", f"p99_{latency}_ms"])
         for chain in chains:
             known = [(path, value) for path in chain if (value := evidence.number(path)) is not None]
             for (lower, low), (upper, high) in pairwise(known):
                 if low > high:
-                    yield _reject("h5", f"{lower} {low:.6g} ms is above {upper} {high:.6g} ms: percentiles only rise")
+                    yield reject("h5", f"{lower} {low:.6g} ms is above {upper} {high:.6g} ms: percentiles only rise")
 
         mean, median, std = (evidence.reading(f"{nested}.{name}") for name in ("mean", "p50", "std"))
         if mean and median and std and mean.distance(median) > std.high + ROUNDING * median.high:
-            yield _reject(
+            yield reject(
                 "h5",
                 f"the mean of {latency}, {mean:.6g} ms, is further from its median {median:.6g} ms than one standard "
                 f"deviation, {std:.6g} ms: no set of values has such figures",
@@ -280,14 +255,14 @@ def h7_per_gpu(evidence: Evidence) -> Iterator[Finding]:
         source = evidence.at("server.num_gpus_source")
         if gpus is None:
             if evidence.ours or source == "unknown":
-                yield _reject("h7", f"tput_per_gpu is {per_gpu:.6g}, but nobody knows how many GPUs there were")
+                yield reject("h7", f"tput_per_gpu is {per_gpu:.6g}, but nobody knows how many GPUs there were")
         elif source == "assumed":
             message = f"tput_per_gpu counts {gpus} GPUs because --tp said so: the server did not tell"
             yield Finding("h7", Severity.WARN, message)
         elif source != "server" and (evidence.ours or source is not ABSENT):
-            yield _reject("h7", f"tput_per_gpu counts {gpus} GPUs, and the server did not say so")
+            yield reject("h7", f"tput_per_gpu counts {gpus} GPUs, and the server did not say so")
         if gpus is not None and total and not (per_gpu * gpus).agrees(total):
-            yield _reject(
+            yield reject(
                 "h7",
                 f"{gpus} GPUs at tput_per_gpu {per_gpu:.6g} make {per_gpu * gpus:.6g} tokens/s, "
                 f"not total_token_throughput {total:.6g}",
@@ -310,16 +285,26 @@ def h8_baseline(evidence: Evidence) -> Iterator[Finding]:
     cited = {path: value for _, path in RATIOS.values() if (value := evidence.number(path)) is not None}
     row = evidence.b200.row(point)
     if cited and row is None:
-        yield _reject("h8", f"the result cites a B200 baseline, but none was published for {point.id}")
+        yield reject("h8", f"the result cites a B200 baseline, but none was published for {point.id}")
     elif row is not None:
         for path, value in cited.items():
             name = path.rpartition(".")[2]
             if value != (published := row.to_fields()[name]):
-                yield _reject("h8", f"{name} is {value:.10g}, but {published:.10g} was published for {point.id}")
+                yield reject("h8", f"{name} is {value:.10g}, but {published:.10g} was published for {point.id}")
 
 
-#: All checks, in the order of the list of invariants.
-CHECKS: tuple[Check, ...] = (h1_complete, h2_little, h3_rates, h4_times, h5_order, h7_per_gpu, h8_baseline)
+#: All checks. The first finding is a failure's reason, so what became of the server goes before what came of that.
+CHECKS: tuple[Check, ...] = (
+    h11_same_server,
+    h1_complete,
+    h2_little,
+    h3_rates,
+    h4_times,
+    h5_order,
+    h7_per_gpu,
+    h8_baseline,
+    s3_prefix_cache,
+)
 
 
 def check_result(
@@ -334,21 +319,16 @@ def check_result(
     :param b200: The published baselines; without them the ratios are checked, but not whose baseline was cited.
     """
     if not isinstance(result, Mapping):
-        return (_reject("h1", f"a result is a JSON object, not a {type(result).__name__}"),)
+        return (reject("h1", f"a result is a JSON object, not a {type(result).__name__}"),)
     evidence = Evidence(result, samples, b200)
     return tuple(finding for check in CHECKS for finding in check(evidence))
-
-
-def _reject(check: str, message: str) -> Finding:
-    # Names and texts of a stranger's file may hold line breaks.
-    return Finding(check, Severity.REJECT, " ".join(message.split()))
 
 
 def _recomputed(check: str, evidence: Evidence, name: str, computed: Reading | None, formula: str) -> Iterator[Finding]:
     """A finding if the figure `name` is not what its `formula` gives; nothing if either is unknown."""
     printed = evidence.reading(name)
     if printed and computed and not printed.agrees(computed):
-        yield _reject(check, f"{name} is {printed:.6g}, but {formula} is {computed:.6g}")
+        yield reject(check, f"{name} is {printed:.6g}, but {formula} is {computed:.6g}")
 
 
 def _shortest_output(evidence: Evidence) -> int | None:

@@ -104,11 +104,44 @@ class LoadLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """How a server is to be started, as typed; None and empty where nothing was.
+
+    :param recipe: A shipped recipe's name, or the path of one.
+    :param server_args: Arguments that the recipe's are extended by, as `parse_server_arg` reads them.
+    :param server_env: NAME=VALUE, likewise.
+    :param sglang_python: The interpreter that has SGLang.
+    :param timeout_s: Longest wait for a start; a first one compiles kernels for 20 to 30 minutes.
+    :param keep: Whether the server outlives the session.
+    """
+
+    recipe: str | None = None
+    server_args: tuple[str, ...] = ()
+    server_env: tuple[str, ...] = ()
+    sglang_python: Path | None = None
+    timeout_s: float = 3600.0
+    keep: bool = False
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """The options that say how a server is started, of those that were typed."""
+        options = {
+            "--recipe": self.recipe,
+            "--server-arg": self.server_args,
+            "--server-env": self.server_env,
+            "--sglang-python": self.sglang_python,
+        }
+        return tuple(name for name, value in options.items() if value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """Everything that was asked for, validated, with every default filled in that needs no server.
 
     None means "not said", where a server or the engine decides.
 
+    :param server_urls: Servers that run already; several are measured by as many workers.
+    :param print_launch: Whether only the command line of a server is to be shown.
     :param model_from_environment: MODEL said it: a preference that another server's model overrides.
     :param prompt_seed: Seed of the session's prompts; recorded with every result.
     :param tp: Tensor parallelism as typed; a result whose server says nothing counts it as assumed.
@@ -124,7 +157,9 @@ class SweepConfig:
     concurrencies: tuple[int, ...] = CONCURRENCIES
     mode: Mode = Mode.PERF
     engine: Engine = Engine.AUTO
-    server_url: str | None = None
+    server_urls: tuple[str, ...] = ()
+    launch: LaunchConfig = LaunchConfig()
+    print_launch: bool = False
     flush_cache: bool = True
     model: str | None = None
     model_from_environment: bool = False

@@ -106,6 +106,8 @@ FIGURES: Mapping[str, Figure] = {
     **{f"latency_ms.{latency}.{name}": _latency(latency) for latency in LATENCIES for name in ("mean", *ORDERED)},
     **{f"latency_ms.{latency}.std": _MEASURED_OR_ZERO for latency in LATENCIES},
     **{f"latency_ms.{latency}.count": _COUNT for latency in LATENCIES},
+    "client.prefix_cache.prompt_tokens": _COUNT,
+    "client.prefix_cache.cached_tokens": COUNT_OR_ZERO,
     "server.num_gpus": Figure(whole=True, exact=True, nullable=True),
     "tput_per_gpu": _MEASURED,
     "interactivity": _MEASURED,

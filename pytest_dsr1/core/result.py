@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_dsr1.core.baselines import B200Table, compare
-from pytest_dsr1.core.checks import Finding, Severity, check_result
+from pytest_dsr1.core.checks import check_result
 from pytest_dsr1.core.config import Point, SweepConfig
+from pytest_dsr1.core.findings import Finding, Severity
 from pytest_dsr1.core.gate import AccuracyFigures, GateStatus, Verdict
 from pytest_dsr1.core.samples import LoadRun, Outcome
 from pytest_dsr1.core.server import Served
@@ -55,6 +56,8 @@ class LoadRecord:
     :param vocab_size: Ids of prompts are below it; `vocab_source` says who said so.
     :param prompts_sha256: Of ids and lengths of the point's prompts.
     :param samples_file: Name and sha256 of the raw samples beside the result; None if they could not be kept.
+    :param server_changes: What is another server's, or set otherwise, after the point than before it.
+    :param server_lost: What became of a server that did not live through the point, in one line; empty if it did.
     """
 
     run: LoadRun
@@ -62,6 +65,8 @@ class LoadRecord:
     vocab_source: str
     prompts_sha256: str
     samples_file: tuple[str, str] | None
+    server_changes: tuple[str, ...] = ()
+    server_lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ def make_result(
     fields |= {"schema_version": SCHEMA_VERSION, "engine": served.engine, "written": written}
     fields["server"] = served.to_fields()
     if load is not None:
+        fields["server"] |= {"changes": list(load.server_changes), "lost": load.server_lost}
         fields |= _load_fields(load, performance)
     findings = check_result(fields, load.run.samples, b200) if load is not None else ()
     fields["validation"] = {
@@ -274,6 +280,8 @@ def _load_fields(load: LoadRecord, performance: Performance | None) -> dict[str,
         },
         "aborted": run.aborted,
     }
+    if (cached := _prefix_cache(load)) is not None:
+        client["prefix_cache"] = cached
     if performance is not None:
         client["slots_busy"] = performance.slots_busy
         if performance.slot_idle is not None:
@@ -284,6 +292,16 @@ def _load_fields(load: LoadRecord, performance: Performance | None) -> dict[str,
     if performance is not None:
         fields["latency_ms"] = performance.latency_ms()
     return fields
+
+
+def _prefix_cache(load: LoadRecord) -> dict[str, Any] | None:
+    """How much of the prompts the server had in its cache; None where it does not tell."""
+    told = [sample for sample in load.run.completed if sample.cached_tokens is not None]
+    prompt_tokens = sum(sample.requested_input_tokens for sample in told)
+    if not prompt_tokens:
+        return None
+    cached_tokens = sum(sample.cached_tokens or 0 for sample in told)
+    return {"requests_told": len(told), "prompt_tokens": prompt_tokens, "cached_tokens": cached_tokens}
 
 
 def _finite(value: Any) -> Any:

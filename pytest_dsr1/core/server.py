@@ -39,6 +39,7 @@ _KEPT = (
     "speculative_num_steps",
     "speculative_eagle_topk",
     "speculative_num_draft_tokens",
+    "random_seed",
     "vocab_size",
     "max_model_len",
 )
@@ -53,6 +54,9 @@ class Served:
     :param info: What /server_info, /model_info and /v1/models say, in one mapping.
     :param num_gpus: tp x pp x dp; None if nobody says.
     :param num_gpus_source: `server`, `assumed` (from --tp) or `unknown`.
+    :param process: Process id and start (epoch seconds) of whoever listens there, where this machine can see it.
+    :param launch: How it was started, where we did that: `recipe`, `command`, `environment`, `log`, `start_s`.
+    :param concurrent_servers: Servers that are measured at the same time, this one included.
     """
 
     url: str
@@ -61,6 +65,9 @@ class Served:
     info: Mapping[str, Any] = field(default_factory=dict)
     num_gpus: int | None = None
     num_gpus_source: str = "unknown"
+    process: Mapping[str, Any] | None = None
+    launch: Mapping[str, Any] | None = None
+    concurrent_servers: int = 1
 
     @property
     def is_reference(self) -> bool:
@@ -77,14 +84,40 @@ class Served:
 
     def to_fields(self) -> dict[str, Any]:
         """The `server` object of a result; no secrets, since only named fields are kept."""
-        return {
+        fields: dict[str, Any] = {
             "url": self.url,
             "engine": self.engine,
             "model": self.model,
             "num_gpus": self.num_gpus,
             "num_gpus_source": self.num_gpus_source,
-            "info": {key: self.info[key] for key in _KEPT if self.info.get(key) is not None},
+            "info": self.kept_info,
+            "concurrent_servers": self.concurrent_servers,
         }
+        if self.process is not None:
+            fields["process"] = dict(self.process)
+        if self.launch is not None:
+            fields["launch"] = dict(self.launch)
+        return fields
+
+    @property
+    def kept_info(self) -> dict[str, Any]:
+        """What it says of itself, as far as it is kept: version and arguments."""
+        return {key: self.info[key] for key in _KEPT if self.info.get(key) is not None}
+
+
+def identity_changes(before: Served, after: Served) -> tuple[str, ...]:
+    """What shows that another server answers, or the same one with other settings; empty if nothing does."""
+    one, other = _identity(before), _identity(after)
+    return tuple(
+        f"{name}: {one.get(name, 'not said')} -> {other.get(name, 'not said')}"
+        for name in (*one, *(name for name in other if name not in one))
+        if one.get(name) != other.get(name)
+    )
+
+
+def _identity(served: Served) -> dict[str, Any]:
+    process = {f"process {name}": value for name, value in (served.process or {}).items()}
+    return {"model": served.model, "num_gpus": served.num_gpus, **process, **served.kept_info}
 
 
 def is_loopback(url: str) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.servers import probe
 
@@ -23,12 +24,50 @@ class ExternalServer:
     tp: int | None = None
     flush: bool = True
 
-    def start(self) -> Served:
+    def serve(self, point: Point | None = None) -> Served:
+        return self.inspect()
+
+    def inspect(self) -> Served:
         return probe.inspect(self.url, self.model, insist=self.insist, tp=self.tp)
 
     def flush_cache(self) -> None:
         if self.flush and (problem := probe.flush_cache(self.url)):
             warnings.warn(f"{self.url}: {problem}; its prefix cache may hold earlier prompts", stacklevel=2)
 
+    def problem(self, patience_s: float) -> str:
+        return probe.silence(self.url, patience_s)
+
     def stop(self) -> None:
         """It is not ours to stop."""
+
+
+@dataclass
+class BoundServer:
+    """The controller's server in an xdist worker, which neither starts nor stops it.
+
+    :param served: What the controller found.
+    """
+
+    served: Served
+    flush: bool = True
+
+    def serve(self, point: Point | None = None) -> Served:
+        return self.inspect()
+
+    def inspect(self) -> Served:
+        before = self.served
+        found = probe.inspect(before.url, before.model)
+        # What only the controller can know.
+        found = replace(found, engine=before.engine, launch=before.launch, concurrent_servers=before.concurrent_servers)
+        if found.num_gpus is None:
+            found = replace(found, num_gpus=before.num_gpus, num_gpus_source=before.num_gpus_source)
+        return found
+
+    def flush_cache(self) -> None:
+        ExternalServer(self.served.url, flush=self.flush).flush_cache()
+
+    def problem(self, patience_s: float) -> str:
+        return probe.silence(self.served.url, patience_s)
+
+    def stop(self) -> None:
+        """It is the controller's to stop."""

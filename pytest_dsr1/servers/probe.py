@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
 from pytest_dsr1.core.server import Served, describe, is_loopback
 from pytest_dsr1.servers import ServerError
+from pytest_dsr1.servers.ports import holder_of
 
 #: Seconds for one of these calls; a healthy server answers in milliseconds, one busy with a long prefill in seconds.
 TIMEOUT_S = 30.0
@@ -57,6 +60,31 @@ def is_healthy(url: str, timeout_s: float = TIMEOUT_S) -> bool:
         return False
 
 
+def silence(url: str, deadline_s: float) -> str:
+    """Whether a server that stopped answering answers again.
+
+    :return: What it does instead of answering; empty if it answers.
+    """
+    until = time.monotonic() + deadline_s
+    while True:
+        try:
+            status = request("GET", f"{url}/health", max(until - time.monotonic(), 1.0)).status_code
+            found = f"/health answers HTTP {status}"
+        # First: a connection that is not accepted in time is a ConnectionError too.
+        except requests.Timeout:
+            found = "/health is not answered"
+        except requests.ConnectionError:
+            return f"nobody listens at {url} any more"
+        except requests.RequestException as error:
+            found = f"/health fails ({type(error).__name__})"
+        else:
+            if status in (200, 404):
+                return ""
+        if time.monotonic() > until:
+            return f"the server at {url} hangs: {found}, for {deadline_s:.0f} s"
+        time.sleep(0.5)
+
+
 def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int | None = None) -> Served:
     """Ask a running server what it is.
 
@@ -80,7 +108,16 @@ def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int 
     for key, name in (("max_model_len", "max_model_len"), ("root", "model_path")):
         if models[model].get(key) is not None:
             info.setdefault(name, models[model][key])
-    return describe(url, model, info, tp)
+    return replace(describe(url, model, info, tp), process=_process(url))
+
+
+def _process(url: str) -> dict[str, Any] | None:
+    """Who listens there, if it is this machine and may be seen."""
+    parts = urlsplit(url)
+    if not is_loopback(url):
+        return None
+    holder = holder_of(parts.port or (443 if parts.scheme == "https" else 80))
+    return None if holder is None else {"pid": holder.pid, "started": round(holder.started, 2)}
 
 
 def _json_object(url: str) -> dict[str, Any]:

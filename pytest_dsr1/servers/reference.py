@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import pytest_dsr1
+from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.servers import ServerError, probe
 
@@ -39,10 +41,25 @@ class ReferenceServer:
         self._weights = weights
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._served: Served | None = None
 
     @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
+
+    def serve(self, point: Point | None = None) -> Served:
+        if self._served is None:
+            self._served = self.start()
+        return self.inspect()
+
+    def inspect(self) -> Served:
+        assert self._served is not None, "it was never started"
+        if problem := self._ended():
+            raise ServerError(problem)
+        return self._complete(probe.inspect(self._served.url))
+
+    def _complete(self, served: Served) -> Served:
+        return replace(served, launch={"log": str(self._log)})
 
     def start(self) -> Served:
         """Start the process and wait until it answers.
@@ -67,13 +84,25 @@ class ReferenceServer:
             )
         try:
             url = self._read_url()
-            return probe.inspect(url)
+            return self._complete(probe.inspect(url))
         except BaseException:
             self.stop()
             raise
 
     def flush_cache(self) -> None:
         """It has no prefix cache."""
+
+    def problem(self, patience_s: float) -> str:
+        if problem := self._ended():
+            return problem
+        assert self._served is not None, "it was never started"
+        return probe.silence(self._served.url, patience_s)
+
+    def _ended(self) -> str:
+        status = None if self._process is None else self._process.poll()
+        if status is None:
+            return ""
+        return f"the reference engine has ended with status {status}. The end of {self._log}:\n{self._log_tail()}"
 
     def stop(self) -> None:
         """End the process: SIGTERM, and SIGKILL after a grace. Nothing to do if there is none."""

@@ -64,7 +64,7 @@ def test_mode_acc_has_no_performance_tests(project: Project) -> None:
         ((*LENGTHS, "--server-url", "http://127.0.0.1:9"), "no server answers at http://127.0.0.1:9"),
         ((*LENGTHS, "--accuracy-data", "no.jsonl"), "no.jsonl"),
         ((*LENGTHS, "--accuracy-baseline", "no.json"), "--accuracy-baseline: "),
-        ((*LENGTHS, "-n", "2"), "-n 2: 2 workers would measure one server at once"),
+        ((*LENGTHS, "-n", "2"), "-n 2: two workers on one server would measure each other"),
         (("--resume", "nowhere"), "nowhere is no batch folder"),
     ],
     ids=["value", "server", "corpus", "baseline", "workers", "resume"],

@@ -40,7 +40,9 @@ class Script:
         `Answer`, on top of `default`.
     :param default: How all others are.
     :param server_info: What /server_info says, beside `vocab_size` and the model.
+    :param later_info: What /server_info says beside it, once this many streamed requests have arrived.
     :param echo_logprob: Of every token of an echoed prompt.
+    :param port: To listen on; 0: a free one.
     :param cpu: The core to run on; None: any.
     :param fifo: Real-time priority; 0: none. Whether it was granted, `truth()["fifo"]` says.
     """
@@ -50,8 +52,10 @@ class Script:
     model: str = "scripted"
     vocab_size: int = 128_000
     server_info: dict[str, Any] = field(default_factory=dict)
+    later_info: tuple[int, dict[str, Any]] = (0, {})
     echo_logprob: float = -1.0
     echo_fault: EchoFault = "none"
+    port: int = 0
     cpu: int | None = None
     fifo: int = 0
 
@@ -97,13 +101,15 @@ def timed_server(
     model: str = "scripted",
     vocab_size: int = 128_000,
     server_info: dict[str, Any] | None = None,
+    later_info: tuple[int, dict[str, Any]] | None = None,
     echo_logprob: float = -1.0,
     echo_fault: EchoFault = "none",
+    port: int = 0,
     cpu: int | None = None,
     fifo: int = 0,
     **default: Any,
 ) -> Iterator[TimedServer]:
-    """A scripted server on a free port of loopback, ended with the block; options as in `Script` and `Answer`."""
+    """A scripted server on a port of loopback, ended with the block; options as in `Script` and `Answer`."""
     for fields in (default, *(answers or {}).values()):
         Answer(**fields)  # a misspelt field is an error here, not in the server
     options = {
@@ -112,8 +118,10 @@ def timed_server(
         "model": model,
         "vocab_size": vocab_size,
         "server_info": server_info or {},
+        "later_info": later_info or (0, {}),
         "echo_logprob": echo_logprob,
         "echo_fault": echo_fault,
+        "port": port,
         "cpu": cpu,
         "fifo": fifo,
     }
@@ -141,7 +149,7 @@ class _Client:
     record: dict[str, Any] | None = None
 
 
-class _Server:
+class ScriptedServer:
     """The process's loop."""
 
     def __init__(self, script: Script) -> None:
@@ -151,7 +159,7 @@ class _Server:
             number: Composer(Answer(**(script.default | fields)), script.model)
             for number, fields in script.answers.items()
         }
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = socket.create_server(("127.0.0.1", script.port), backlog=1024)
         self._listener.setblocking(False)
         self._epoll = select.epoll()
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
@@ -317,7 +325,8 @@ class _Server:
                 return response(200, {"object": "list", "data": [{"id": script.model, "object": "model"}]})
             case "/server_info" | "/get_server_info":
                 info = {"model_path": script.model, "served_model_name": script.model, "vocab_size": script.vocab_size}
-                return response(200, info | script.server_info)
+                after, later = script.later_info
+                return response(200, info | script.server_info | (later if len(self._requests) >= after else {}))
             case "/flush_cache":
                 self._counts["flushes"] += 1
                 return response(200, {"message": "Cache flushed."})
@@ -360,4 +369,4 @@ def _lengths(body: bytes) -> tuple[int | None, int | None, int, int]:
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     options["answers"] = {int(number): fields for number, fields in options["answers"].items()}
-    _Server(Script(**options)).run()
+    ScriptedServer(Script(**options)).run()

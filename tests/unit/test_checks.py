@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dsr1.core.baselines import B200Row, B200Table
-from pytest_dsr1.core.checks import CHECKS, Finding, Severity, check_result
+from pytest_dsr1.core.checks import CHECKS, check_result
 from pytest_dsr1.core.evidence import FIGURES
+from pytest_dsr1.core.findings import Finding, Severity
 from pytest_dsr1.core.samples import RequestSample
 from tests.simulated_runs import (
     MS,
@@ -201,12 +202,17 @@ LIES: list[tuple[Change, str, str]] = [
     # h8: ratios and baseline
     (put("median_e2e_ratio_vs_b200_1126", lambda true: true + 1e-5), "h8", "median_e2el_ms / b200_median_e2e_1126"),
     (put("b200_baseline_nv1126.b200_tput_pergpu_1126", 79.4), "h8", "34.564 was published for isl8-osl6-conc4"),
+    # h11: the same server throughout
+    (put("server.lost", "killed by SIGKILL"), "h11", "did not live through it: killed by SIGKILL"),
+    (put("server.changes", ["version: 1 -> 2"]), "h11", "changed while it was measured: version: 1 -> 2"),
+    (put("server.changes", [*"abcde"]), "h11", "a; b; c; and 2 more"),
+    (put("server.changes", [None]), "h11", "null"),
 ]
 
 
-#: What aggregates do not hold: statistics that are free within their order, how many values there were, and a range
-#: ratio that allows the lengths that came. Raw samples hold them.
-FREE = (".std", ".min", ".max", ".p90", ".p95", ".count", "random_range_ratio")
+#: What aggregates do not hold: statistics that are free within their order, how many values there were, a range
+#: ratio that allows the lengths that came, tokens that a cache had. Raw samples hold them.
+FREE = (".std", ".min", ".max", ".p90", ".p95", ".count", "random_range_ratio", "cache.prompt_tokens", ".cached_tokens")
 
 
 class TestLies:
@@ -238,6 +244,18 @@ class TestLies:
         faster = [put(rate, lambda true: true * 1.1) for rate in (*rates, "tput_per_gpu_ratio_vs_b200_1126")]
         result = changed(put("benchmark_duration", lambda true: true / 1.1), *faster)
         assert found(result) == {"h2"}
+
+
+class TestPrefixCache:
+    """What s3 says of prompts that the server says it had."""
+
+    @pytest.mark.parametrize(("cached_tokens", "severities"), [(0, []), (10, []), (11, [Severity.WARN])])
+    def test_more_than_one_percent_is_a_warning(self, cached_tokens: int, severities: list[Severity]) -> None:
+        """Not a rejection: the figures are true, and are of something else than the model."""
+        told = {"requests_told": 10, "prompt_tokens": 1000, "cached_tokens": cached_tokens}
+        findings = check_result(changed(put("client.prefix_cache", told)))
+        assert [finding.severity for finding in findings if finding.check == "s3"] == severities
+        assert len(findings) == len(severities)
 
 
 class TestCompleteness:
@@ -371,9 +389,9 @@ class TestBaselineOfThisPoint:
 
 
 def test_the_registry_is_in_order() -> None:
-    """Findings come in the order of the list of invariants."""
+    """What became of the server comes first, as the reason of the rest; then the order of the list of invariants."""
     names = [check.__name__.split("_")[0] for check in CHECKS]
-    assert names == ["h1", "h2", "h3", "h4", "h5", "h7", "h8"]
+    assert names == ["h11", "h1", "h2", "h3", "h4", "h5", "h7", "h8", "s3"]
 
 
 def test_samples_are_never_asked_for_what_the_result_lacks() -> None:

@@ -121,7 +121,7 @@ def test_resumed_batch_keeps_team_and_leaderboard() -> None:
 )
 def test_server_url_is_a_base(typed_url: str, base: str) -> None:
     """A trailing slash or /v1 is no part of it."""
-    assert config(*LENGTHS, "--server-url", typed_url).server_url == base
+    assert config(*LENGTHS, "--server-url", typed_url).server_urls == (base,)
 
 
 @pytest.mark.parametrize("name", ["--isl", "--osl", "--scenario", "--resume"])
@@ -156,11 +156,20 @@ def test_asked_for(name: str) -> None:
             ("--scenario", "8/4,4/8", "--submit-team", "T", "--leaderboard-url", "http://h"),
             "--leaderboard-url http://h is one leaderboard for 2 combinations",
         ),
-        ((*LENGTHS, "--engine", "sglang"), "--engine sglang is not built yet"),
+        ((*LENGTHS, "--engine", "sglang", "--server-url", "http://a"), "--engine sglang starts a server of its own"),
+        ((*LENGTHS, "--engine", "reference", "--recipe", "cpu"), "--recipe says how SGLang is launched"),
+        (
+            (*LENGTHS, "--server-url", "http://a", "--server-arg", "mem-fraction-static=0.9"),
+            "--server-arg says how SGLang is launched",
+        ),
+        ((*LENGTHS, "--server-arg", "port=1"), "--server-arg: 'port' is not accepted: port is the sweep's own"),
+        ((*LENGTHS, "--server-env", "HF_TOKEN=hush"), "--server-env: 'HF_TOKEN' is not accepted: HF_TOKEN is a secret"),
+        ((*LENGTHS, "--server-env", "A"), "--server-env: 'A' is not accepted: a variable is written NAME=VALUE"),
+        ((*LENGTHS, "--launch-timeout", "0"), "--launch-timeout: '0' is not accepted; use a number of seconds"),
         ((*LENGTHS, "--engine", "vllm"), "--engine: 'vllm' is not accepted; use auto, sglang or reference"),
         ((*LENGTHS, "--server-url", "localhost:1"), "--server-url: 'localhost:1' is not accepted; use http://"),
         ((*LENGTHS, "--server-url", "http://a@b"), "--server-url: 'http://a@b' is not accepted"),
-        ((*LENGTHS, "--server-url", "http://a", "--server-url", "http://b"), "several servers are not built yet"),
+        ((*LENGTHS, "--server-url", "http://a", "--server-url", "http://a/v1"), "--server-url: http://a"),
         ((*LENGTHS, "--port", "70000"), "--port: '70000' is not accepted; use a whole number from 1 to 65535"),
         ((*LENGTHS, "--random-range-ratio", "1.5"), "--random-range-ratio: '1.5' is not accepted"),
         ((*LENGTHS, "--random-range-ratio", "nan"), "--random-range-ratio: 'nan' is not accepted"),
@@ -194,7 +203,7 @@ def resumed(*args: str, stored: tuple[str, ...] = STORED) -> SweepConfig:
 def test_resumed_batch_brings_its_options() -> None:
     """What was typed for the first session need not be typed again."""
     made, first = resumed(), config(*STORED)
-    for name in ("scenarios", "concurrencies", "num_prompts", "accuracy", "server_url"):
+    for name in ("scenarios", "concurrencies", "num_prompts", "accuracy", "server_urls"):
         assert getattr(made, name) == getattr(first, name)
     assert made.resume == (Path("batch"),)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pytest_dsr1.core.server import count_gpus, describe, is_loopback
+from pytest_dsr1.core.server import count_gpus, describe, identity_changes, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,20 @@ def test_reference_engine_is_known_by_its_word() -> None:
     """It is one, whoever started it."""
     served = describe("u", "m", {"engine": "pytest-dsr1-reference"}, tp=8)
     assert (served.is_reference, served.num_gpus) == (True, 1)
+
+
+def test_identity_is_process_model_and_arguments() -> None:
+    """What changes from one answer to the next of the same server is no part of it."""
+    before = replace(describe("u", "m", {"version": "1", "tp_size": 2}), process={"pid": 7, "started": 1.5})
+    assert identity_changes(before, replace(before, info={**before.info, "last_gen_throughput": 3.0})) == ()
+    after = replace(describe("u", "m", {"version": "2", "tp_size": 4}), process={"pid": 8, "started": 1.5})
+    assert identity_changes(before, after) == (
+        "num_gpus: 2 -> 4",
+        "process pid: 7 -> 8",
+        "version: 1 -> 2",
+        "tp_size: 2 -> 4",
+    )
+    assert identity_changes(before, replace(before, info={"version": "1"})) == ("tp_size: 2 -> not said",)
 
 
 def test_secrets_stay_out_of_results() -> None:

@@ -1,0 +1,56 @@
+"""pytest-xdist: how many workers there may be, and which tests stay together on one of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from pytest_dsr1.core.config import SweepConfig
+
+#: A point's part of a node id; concurrency alone would put points of different scenarios together.
+_POINT = re.compile(r"isl\d+-osl\d+-conc\d+")
+
+
+def worker_count(config: pytest.Config) -> int:
+    """Workers that xdist will start; 0 without it, and without -n."""
+    return len(getattr(config.option, "tx", None) or ())
+
+
+def auto_workers(urls: int) -> int:
+    """What `-n auto` means in a sweep: one worker for each server, since two would measure each other."""
+    return max(urls, 1)
+
+
+def refuse_surplus(config: SweepConfig, workers: int) -> None:
+    """:raises pytest.UsageError: There are other than as many workers as the servers can be measured by."""
+    servers = len(config.server_urls) or 1
+    if workers > servers:
+        several = f"there are {servers}" if servers > 1 else "there is one"
+        raise pytest.UsageError(
+            f"-n {workers}: two workers on one server would measure each other, and {several}; use -n auto, "
+            "or name a server for each with --server-url"
+        )
+    if servers > 1 and not workers:
+        raise pytest.UsageError(
+            f"--server-url was typed {servers} times, and one process measures one server; add -n auto, or drop "
+            f"{servers - 1} of them"
+        )
+    if workers and (config.preflight or config.print_launch):
+        option = "--preflight" if config.preflight else "--print-launch"
+        raise pytest.UsageError(f"{option} runs nothing, so it needs no -n; drop it")
+
+
+def make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """xdist's scheduling by scope, where accuracy and performance of one point are a scope."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByPoint(LoadScopeScheduling):  # type: ignore[misc] # xdist is untyped
+        def _split_scope(self, nodeid: str) -> str:
+            match = _POINT.search(nodeid)
+            return match[0] if match else str(super()._split_scope(nodeid))
+
+    # In the order of the sweep, not by the number of tests.
+    config.option.loadscopereorder = False
+    return ByPoint(config, log)

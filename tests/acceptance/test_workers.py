@@ -1,0 +1,194 @@
+"""Several servers, a worker for each: the same results as one after the other, and no server measured by two."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.project import Project, wait_until
+from tests.servers.timed import TimedServer, timed_server
+
+SWEEP = ("--scenario", "16/1,8/1", "--accuracy", "off", "--num-prompts", "20", "--conc", "1,2,4", "--prompt-seed", "7")
+#: Warm-ups included.
+REQUESTS = {1: 22, 2: 24, 4: 28}
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[TimedServer, TimedServer]]:
+    with timed_server(ttft_s=0.01) as one, timed_server(ttft_s=0.01) as other:
+        yield one, other
+
+
+def urls(*servers: TimedServer) -> tuple[str, ...]:
+    return tuple(word for server in servers for word in ("--server-url", server.url))
+
+
+def results(project: Project) -> dict[str, dict[str, Any]]:
+    """Every result of the newest batches, by file name."""
+    return {
+        path.name: json.loads(path.read_text())
+        for batch in project.batches
+        for path in sorted(batch.glob("result_*.json"))
+    }
+
+
+def lasting(result: dict[str, Any]) -> dict[str, Any]:
+    """What two runs of one sweep have in common, whatever the time and whichever the server."""
+    arguments = {name: value for name, value in result["benchmark_args"].items() if name != "base_url"}
+    return {
+        "benchmark_args": arguments | {"vocab_source": ""},
+        "tokens": (result["total_input_tokens"], result["total_generated_tokens"], result["successful_requests"]),
+        "verdict": result["verdict"],
+        "findings": result["validation"],
+    }
+
+
+def test_the_same_results_as_one_after_the_other(
+    project: Project, tmp_path_factory: pytest.TempPathFactory, pair: tuple[TimedServer, TimedServer]
+) -> None:
+    """A batch folder for each scenario, every point in it, prompts and all; each server got some, no request twice."""
+    parallel = project.run(*SWEEP, *urls(*pair), "-n", "2")
+    assert parallel.status == 0, parallel
+    serial_project = Project(tmp_path_factory.mktemp("serial"))
+    with timed_server(ttft_s=0.01) as server:
+        serial = serial_project.run(*SWEEP, "--server-url", server.url)
+    assert serial.status == 0, serial
+
+    assert len(project.batches) == len(serial_project.batches) == 2
+    got, expected = results(project), results(serial_project)
+    assert {name: lasting(result) for name, result in got.items()} == {
+        name: lasting(result) for name, result in expected.items()
+    }
+    assert {result["server"]["concurrent_servers"] for result in got.values()} == {2}
+    assert {result["server"]["concurrent_servers"] for result in expected.values()} == {1}
+    counts = [len(server.truth()["requests"]) for server in pair]
+    assert sum(counts) == 2 * sum(REQUESTS.values())
+    assert all(counts)
+    for batch, other in zip(project.batches, serial_project.batches, strict=True):
+        lines = [_without_times(folder / "summary.txt") for folder in (batch, other)]
+        assert lines[0] == lines[1]
+
+
+def _without_times(summary: Path) -> list[str]:
+    return [line.partition(" (")[0] for line in summary.read_text().splitlines() if line.startswith("[")]
+
+
+def test_a_point_stays_on_one_server(project: Project, pair: tuple[TimedServer, TimedServer]) -> None:
+    """Never more in flight on a server than the concurrency of one point."""
+    outcome = project.run(*SWEEP, *urls(*pair), "-n", "2", "--conc", "3,4")
+    assert outcome.status == 0, outcome
+    assert all(server.truth()["in_flight"] <= 4 for server in pair)
+    servers = {name: result["server"]["url"] for name, result in results(project).items()}
+    assert set(servers.values()) == {server.url for server in pair}
+
+
+def test_two_embedded_engines(project: Project, reference_url: str, tmp_path: Path) -> None:
+    """Accuracy and performance of one concurrency on the same engine; no accuracy is measured twice."""
+    from pytest_dsr1.servers.reference import ReferenceServer
+
+    with ReferenceServer(tmp_path / "other.log") as other:
+        args = ("--isl", "16", "--osl", "64", "--conc", "1,2", "--num-prompts", "8")
+        outcome = project.run(*args, "--server-url", reference_url, "--server-url", other.url, "-n", "auto", "-v")
+    assert outcome.status == 0, outcome
+    assert {result["server"]["url"] for result in results(project).values()} == {reference_url, other.url}
+    by_test = {test: worker for worker, test in re.findall(r"\[(gw\d)\].* PASSED (\S+)", outcome.output)}
+    for conc in (1, 2):
+        tests = [f"test_sweep.py::{test}[isl16-osl64-conc{conc}]" for test in ("test_accuracy", "test_perf")]
+        assert by_test[tests[0]] == by_test[tests[1]]
+
+
+def test_fewer_workers_than_servers(project: Project, pair: tuple[TimedServer, TimedServer]) -> None:
+    """A server without a worker is left alone."""
+    outcome = project.run(*SWEEP, *urls(*pair), "-n", "1")
+    assert outcome.status == 0, outcome
+    assert not pair[1].truth()["requests"]
+    assert {result["server"]["concurrent_servers"] for result in results(project).values()} == {1}
+
+
+@pytest.mark.parametrize(
+    ("servers", "workers", "message"),
+    [
+        (2, ("-n", "3"), "-n 3: two workers on one server would measure each other, and there are 2"),
+        (2, (), "--server-url was typed 2 times, and one process measures one server; add -n auto"),
+        (1, ("-n", "2"), "-n 2: two workers on one server would measure each other, and there is one"),
+    ],
+)
+def test_numbers_that_do_not_fit(
+    project: Project, pair: tuple[TimedServer, TimedServer], servers: int, workers: tuple[str, ...], message: str
+) -> None:
+    """A usage error before anything runs."""
+    outcome = project.run(*SWEEP, *urls(*pair[:servers]), *workers)
+    assert outcome.status == 4, outcome
+    assert message in outcome.output
+    assert not (project.folder / "reports").exists()
+
+
+def test_servers_of_different_models(project: Project) -> None:
+    """One sweep measures one model."""
+    with timed_server() as one, timed_server(model="another") as other:
+        outcome = project.run(*SWEEP, *urls(one, other), "-n", "2")
+    assert outcome.status == 4, outcome
+    assert f"{one.url} serves scripted (external) and {other.url} another (external)" in outcome.output
+
+
+def test_auto_is_one_worker_for_one_server(project: Project, pair: tuple[TimedServer, TimedServer]) -> None:
+    """However many cores there are."""
+    outcome = project.run(*SWEEP, *urls(pair[0]), "-n", "auto")
+    assert outcome.status == 0, outcome
+    assert "1 worker" in outcome.output
+
+
+def test_strangers_tests_are_distributed_as_ever(project: Project) -> None:
+    """Without a sweep, -n is xdist's own."""
+    (project.folder / "test_sweep.py").unlink()
+    (project.folder / "test_his.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('n', range(8))\ndef test_his(n): pass\n"
+    )
+    outcome = project.run("-n", "2", "-v")
+    assert outcome.status == 0, outcome
+    assert {"[gw0]", "[gw1]"} <= set(outcome.output.split())
+
+
+def test_selected_by_name_and_resumed(project: Project, pair: tuple[TimedServer, TimedServer]) -> None:
+    """-k and --resume select the same tests as without workers."""
+    outcome = project.run(*SWEEP, *urls(*pair), "-n", "2", "-k", "conc2")
+    assert outcome.status == 0, outcome
+    assert sorted(results(project)) == ["result_isl16_osl1_conc2.json", "result_isl8_osl1_conc2.json"]
+    args = [word for batch in project.batches for word in ("--resume", str(batch))]
+    again = project.run(*args, "-n", "2")
+    assert again.status == 0, again
+    assert sum(len(server.truth()["requests"]) for server in pair) == 2 * REQUESTS[2]
+
+
+def test_interrupted_and_resumed(project: Project, pair: tuple[TimedServer, TimedServer]) -> None:
+    """What both workers had finished counts, and the rest is measured."""
+    process = project.start(*SWEEP, *urls(*pair), "-n", "2")
+    wait_until(lambda: all(len(server.truth()["requests"]) > 30 for server in pair), "both are measured")
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    finished = set(results(project))
+    assert finished
+    outcome = project.run(*(word for batch in project.batches for word in ("--resume", str(batch))), "-n", "2")
+    assert outcome.status == 0, outcome
+    assert len(results(project)) == 6
+
+
+def test_a_server_that_dies_ends_the_sweep(project: Project) -> None:
+    """The other worker finishes what it is at; the rest is not run, and the exit status is 1."""
+    with timed_server(ttft_s=0.02) as one, timed_server(ttft_s=0.02) as other:
+        process = project.start(*SWEEP, *urls(one, other), "-n", "2")
+        wait_until(lambda: len(other.truth()["requests"]) > 4, "it is measured")
+        other.kill()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert f"nobody listens at {other.url} any more" in output
+    lines = [line for batch in project.batches for line in _without_times(batch / "summary.txt")]
+    assert sum("FAILED" in line for line in lines) == 1
