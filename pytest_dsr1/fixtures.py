@@ -63,7 +63,8 @@ def _end_sweep(request: pytest.FixtureRequest, lost: str) -> NoReturn:
     from pytest_dsr1.bench import first_line
 
     request.session.shouldstop = f"dsr1: {first_line(lost)}"
-    raise ServerLost(lost, pytrace=False)
+    # Without the error that it is made of, which pytest would show a second time.
+    raise ServerLost(lost, pytrace=False) from None
 
 
 @pytest.fixture(scope="session")

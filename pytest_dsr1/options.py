@@ -54,13 +54,14 @@ def _given(get: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def with_paths_joined(args: Sequence[str]) -> list[str]:
-    """`--resume DIR` as `--resume=DIR`, for options that name a path that exists.
+    """`--resume DIR` as `--resume=DIR`, for options that name a path.
 
-    pytest finds its rootdir before it knows our options: a path that stands by itself is taken for the tests' place.
+    pytest finds its rootdir before it knows our options: a path that stands by itself is taken for the tests' place, if
+    it exists. One that does not yet may by the time that an xdist worker looks.
     """
     joined: list[str] = []
     for word in args:
-        if joined and (option := BY_NAME.get(joined[-1])) is not None and option.is_path and Path(word).exists():
+        if joined and (option := BY_NAME.get(joined[-1])) is not None and option.is_path and word[:1] != "-":
             joined[-1] = f"{joined[-1]}={word}"
         else:
             joined.append(word)

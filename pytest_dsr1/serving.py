@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
+from pytest_dsr1.core.server import changes_between
 from pytest_dsr1.lock import ServerBusyError, ServerLock
 from pytest_dsr1.preflight import require_context
 from pytest_dsr1.progress import duration
@@ -48,6 +49,7 @@ class Serving:
         self._free = list(range(concurrent))
         self._bound: dict[object, int] = {}
         self._failure: ServerError | None = None
+        self._results: dict[Any, Mapping[str, Any]] = {}
 
     # -- what is known before anything is started ---------------------------------------------------------------
 
@@ -131,19 +133,28 @@ class Serving:
     def closing_lines(self, *, interrupted: bool) -> list[str]:
         """What the user may want to know of a server that was launched."""
         server = self._server(0)
-        if not isinstance(server, SglangServer) or server.start_s is None or server.pid is None:
+        if not isinstance(server, SglangServer):
             return []
+        lines = [f"the server's log was not written to its end: {server.log_error}"] if server.log_error else []
+        if server.start_s is None or server.pid is None:
+            return lines
         if self._config.launch.keep:
-            return [
-                f"the server keeps running at {server.url} (pid {server.pid}), and the next session finds it there; "
-                f"stop it with: kill {server.pid}"
-            ]
+            return [*lines, kept_line(server.url, server.pid)]
         if interrupted and server.start_s >= LONG_START_S:
-            return [
-                f"the server took {duration(server.start_s)} to start, and is stopped; "
-                "--keep-server would have left it for the next session"
-            ]
-        return []
+            return [*lines, lost_start_line(server.start_s)]
+        return lines
+
+    def changes_since_last(self, server: Mapping[str, Any]) -> str:
+        """What is not as in the result before this one of the same server: others restarted it, or set it otherwise.
+
+        :param server: The `server` object of a result.
+        """
+        url = server.get("url")
+        before, self._results[url] = self._results.get(url), server
+        # A launch of ours is noted as such.
+        if before is None or before.get("launch") != server.get("launch"):
+            return ""
+        return "; ".join(changes_between(before, server))
 
     def _server(self, place: int) -> Server:
         return self._choice.servers[place]
@@ -215,6 +226,20 @@ def _require_inputs(config: SweepConfig, served: Served) -> None:
             accuracy_source(config, served)
         except AccuracyError as error:
             raise ServerError(str(error)) from None
+
+
+def kept_line(url: str | None, pid: int) -> str:
+    return (
+        f"the server keeps running at {url} (pid {pid}), and the next session finds it there; stop it with: kill {pid}"
+    )
+
+
+def lost_start_line(start_s: float) -> str:
+    """What an interruption cost, and how it need not."""
+    return (
+        f"the server took {duration(start_s)} to start, and is stopped; "
+        "--keep-server would have left it for the next session"
+    )
 
 
 def launch_note(launch: Mapping[str, Any]) -> str:

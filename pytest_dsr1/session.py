@@ -318,6 +318,8 @@ class Sweep:
             # Everything was skipped: nothing was measured, so nothing passed.
             journal.end(point.conc, Status.NOT_RUN)
         result = self._result(journal, point.conc)
+        if result is not None and (changes := self.serving.changes_since_last(result.fields.get("server", {}))):
+            journal.note(f"CONC {point.conc}: the server is not as it was for the point before: {changes}")
         for finding in result.findings if result is not None else ():
             if finding["severity"] == "warn":
                 journal.note(f"CONC {point.conc}: warning {finding['check']}: {finding['message']}")

@@ -107,6 +107,11 @@ class Served:
 
 def identity_changes(before: Served, after: Served) -> tuple[str, ...]:
     """What shows that another server answers, or the same one with other settings; empty if nothing does."""
+    return changes_between(before.to_fields(), after.to_fields())
+
+
+def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """The same of two results' `server` objects."""
     one, other = _identity(before), _identity(after)
     return tuple(
         f"{name}: {one.get(name, 'not said')} -> {other.get(name, 'not said')}"
@@ -115,9 +120,9 @@ def identity_changes(before: Served, after: Served) -> tuple[str, ...]:
     )
 
 
-def _identity(served: Served) -> dict[str, Any]:
-    process = {f"process {name}": value for name, value in (served.process or {}).items()}
-    return {"model": served.model, "num_gpus": served.num_gpus, **process, **served.kept_info}
+def _identity(server: Mapping[str, Any]) -> dict[str, Any]:
+    process = {f"process {name}": value for name, value in (server.get("process") or {}).items()}
+    return {"model": server.get("model"), "num_gpus": server.get("num_gpus"), **process, **(server.get("info") or {})}
 
 
 def is_loopback(url: str) -> bool:

@@ -44,7 +44,8 @@ class LaunchPlan:
         """For the header: what is launched, and why this."""
         seen = f"{len(self.gpus)} x {self.gpus[0]}" if self.gpus else "no GPU seen"
         version = f" {self.interpreter.version}" if self.interpreter is not None else ""
-        return f"SGLang{version}, launched by recipe {self.recipe.name} ({seen})"
+        model = self.options.model or self.recipe.model
+        return f"SGLang{version}, launched with {model} by recipe {self.recipe.name} ({seen})"
 
     @property
     def gpu_problem(self) -> str:

@@ -47,7 +47,7 @@ class SglangServer:
         self._launch: Launch | None = None
         self._process: Supervised | None = None
         self._start_s: float | None = None
-        self._tp_assumed: int | None = None
+        self._log_failure_told = False
 
     @property
     def pid(self) -> int | None:
@@ -110,6 +110,14 @@ class SglangServer:
         return self._process is not None and self._process.kept
 
     @property
+    def log_error(self) -> str:
+        """Why the log of the running server is not written any more; empty while it is."""
+        if self._process is None:
+            return ""
+        self._process.poll()
+        return self._process.log_error
+
+    @property
     def start_s(self) -> float | None:
         """How long its start took; None before it serves."""
         return self._start_s
@@ -122,6 +130,7 @@ class SglangServer:
         self._voice.line(f"starting SGLang by recipe {launch.recipe}; log: {self._log}")
         process = Supervised(launch.argv, dict(launch.environment), self._log, STOP_GRACE_S)
         self._launch, self._process, self._start_s = launch, process, None
+        self._log_failure_told = False
         began = time.monotonic()
         try:
             process.start()
@@ -177,7 +186,12 @@ class SglangServer:
 
     def _death(self, timeout_s: float = 0.0) -> str:
         """What it died of; empty while it lives."""
-        ended = None if self._process is None else self._process.poll(timeout_s)
+        if self._process is None:
+            return ""
+        ended = self._process.poll(timeout_s)
+        if (why := self._process.log_error) and ended is None and not self._log_failure_told:
+            self._log_failure_told = True
+            self._voice.line(f"{self._log} is not written any more ({why}); SGLang is not disturbed by that")
         return "" if ended is None else self._obituary("SGLang has ended", ended)
 
     def _obituary(self, what: str, ended: Ended) -> str:

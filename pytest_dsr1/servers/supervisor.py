@@ -50,7 +50,7 @@ class Supervisor:
         self._status: int | None = None
         self._kept = False
         self._shm_before = set(_names(_SHM))
-        self._shm_seen: set[str] = set()
+        self._shm_seen: set[int] = set()
         self._started = time.time()
 
     def run(self) -> None:
@@ -199,14 +199,16 @@ class Supervisor:
 
     def _remove_shm(self) -> list[str]:
         """Remove those files of it that nobody alive uses: a killed server cannot do it itself."""
-        new = set(_names(_SHM)) - self._shm_before
-        ours = {name for name in new if name in self._shm_seen or name.startswith(_SHM_PREFIXES)}
-        ours = {name for name in ours if _is_mine(_SHM / name, self._started)}
-        if ours:
-            for pid in _pids():
-                ours -= _mapped(pid)
+        ours: dict[str, int] = {}
+        for name in set(_names(_SHM)) - self._shm_before:
+            with contextlib.suppress(OSError):
+                found = (_SHM / name).lstat()
+                mine = found.st_uid == os.getuid() and found.st_ctime >= self._started - 1.0
+                if mine and (found.st_ino in self._shm_seen or name.startswith(_SHM_PREFIXES)):
+                    ours[name] = found.st_ino
+        used = set().union(*map(_mapped, _pids())) if ours else set()
         removed = []
-        for name in sorted(ours):
+        for name in sorted(name for name, inode in ours.items() if inode not in used):
             with contextlib.suppress(OSError):
                 (_SHM / name).unlink()
                 removed.append(name)
@@ -250,28 +252,24 @@ def _parents() -> Iterable[tuple[int, int]]:
                 yield pid, int(parent)
 
 
-def _mapped(pid: int) -> set[str]:
-    """Names in /dev/shm that a process has mapped or open; empty for one that may not be looked at."""
+def _mapped(pid: int) -> set[int]:
+    """Inodes in /dev/shm that a process has mapped or open; empty for one that may not be looked at.
+
+    Not names: the C library makes a semaphore under another one, which is what the kernel goes on to show.
+    """
     found = set()
     prefix = f"{_SHM}/"
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
             if prefix in line:
-                found.add(line.partition(prefix)[2].removesuffix(" (deleted)"))
+                # address, permissions, offset, device, inode, path
+                found.add(int(line.split(maxsplit=5)[4]))
     with contextlib.suppress(OSError):
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                target = str(descriptor.readlink())
-                if target.startswith(prefix):
-                    found.add(target.removeprefix(prefix).removesuffix(" (deleted)"))
+                if str(descriptor.readlink()).startswith(prefix):
+                    found.add(descriptor.stat().st_ino)
     return found
-
-
-def _is_mine(path: Path, since: float) -> bool:
-    with contextlib.suppress(OSError):
-        found = path.lstat()
-        return found.st_uid == os.getuid() and found.st_ctime >= since - 1.0
-    return False
 
 
 def _names(folder: Path) -> list[str]:

@@ -263,7 +263,7 @@ class TestShown:
         """Recipe, interpreter and port are looked at, and restarts announced."""
         outcome = project.run(*SWEEP, "--isl", "32", *launch(), "--preflight")
         assert outcome.status == 0, outcome
-        assert "launched by recipe stand-in.toml" in outcome.output
+        assert "launched with stand-in by recipe stand-in.toml" in outcome.output
         assert "the server is started anew for isl32-osl1-conc4: chunked-prefill-size 4096 -> 1024" in outcome.output
 
     def test_unknown_recipe(self, project: Project) -> None:

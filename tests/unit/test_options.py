@@ -244,6 +244,6 @@ def test_resumed_batches_must_agree_with_each_other() -> None:
 
 
 def test_path_is_joined_to_its_option(tmp_path: Path) -> None:
-    """A path that exists would be taken for the tests' place; one that does not, and other options, stay."""
-    args = ("--resume", str(tmp_path), "--accuracy-data", "nowhere", "--isl", "8", str(tmp_path))
-    assert with_paths_joined(args) == [f"--resume={tmp_path}", *args[2:]]
+    """It would be taken for the tests' place, if not now then in a worker that finds it made; others stay."""
+    args = ("--resume", str(tmp_path), "--reports-dir", "new", "--isl", "8", "--resume", "-x", str(tmp_path))
+    assert with_paths_joined(args) == [f"--resume={tmp_path}", "--reports-dir=new", *args[4:]]

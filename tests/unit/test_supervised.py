@@ -219,6 +219,16 @@ class TestSharedMemory:
         assert ended is not None
         assert list(ended.removed) == [self.NAME]
 
+    def test_a_semaphore_that_it_had_mapped(self, servers: Servers) -> None:
+        """The kernel shows it under another name than the one that it has."""
+        # Without multiprocessing's own tracker, which would remove it now and then.
+        opened = f"import _multiprocessing; s = _multiprocessing.SemLock(1, 1, 1, '/{self.NAME}', False)"
+        server = servers.start(before=opened)
+        servers.pids()
+        ended = server.stop()
+        assert ended is not None
+        assert list(ended.removed) == [f"sem.{self.NAME}"]
+
     def test_a_file_of_sglang_s_name(self, servers: Servers) -> None:
         """Known by its name where the server died before anybody looked."""
         name = f"sglang_loads_{self.NAME}"

@@ -1,0 +1,53 @@
+"""The server that is measured: the same before and after, and the model in it, not its cache."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.project import Project
+from tests.servers.timed import timed_server
+
+SWEEP = ("--isl", "16", "--osl", "1", "--accuracy", "off", "--num-prompts", "20", "--conc", "1,2")
+
+
+def results(project: Project) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(project.batch.glob("result_*.json"))]
+
+
+def test_settings_changed_while_it_was_measured(project: Project) -> None:
+    """That point fails and says what changed; the next one is of the new server, which the summary says."""
+    with timed_server(server_info={"version": "1"}, later_info=(10, {"version": "2"})) as server:
+        outcome = project.run(*SWEEP, "--server-url", server.url)
+    assert outcome.status == 1, outcome
+    first, second = project.lines()
+    assert first.endswith("h11: the server changed while it was measured: version: 1 -> 2")
+    assert "PASSED" in second
+    assert [result["server"]["changes"] for result in results(project)] == [["version: 1 -> 2"], []]
+    assert "CONC 2: the server is not as it was for the point before: version: 1 -> 2" in project.summary()
+
+
+def test_prompts_that_a_cache_had(project: Project) -> None:
+    """More than 1 % of their tokens: a warning in the result, the summary and on the terminal; the figures stand."""
+    with timed_server(cached_tokens=15) as server:
+        outcome = project.run(*SWEEP, "--server-url", server.url)
+    assert outcome.status == 0, outcome
+    assert results(project)[0]["client"]["prefix_cache"] == {
+        "requests_told": 20,
+        "prompt_tokens": 320,
+        "cached_tokens": 300,
+    }
+    warning = "CONC 1: warning s3: 93.8% of the prompts' tokens came from the server's prefix cache (300 of 320)"
+    assert warning in project.summary()
+    assert warning in outcome.output
+
+
+@pytest.mark.parametrize(("option", "flushes"), [((), 2), (("--no-flush-cache",), 0)])
+def test_its_cache_is_emptied_before_each_measurement(project: Project, option: tuple[str, ...], flushes: int) -> None:
+    """Unless its owner does not want that."""
+    with timed_server() as server:
+        outcome = project.run(*SWEEP, "--server-url", server.url, *option)
+        assert outcome.status == 0, outcome
+        assert server.truth()["flushes"] == flushes
