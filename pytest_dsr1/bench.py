@@ -22,6 +22,7 @@ from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, GateStatus, Verdict
 from pytest_dsr1.core.result import AccuracyRecord, LoadRecord, Result, make_result
 from pytest_dsr1.core.samples import LoadRun
 from pytest_dsr1.core.server import Served, identity_changes
+from pytest_dsr1.core.text import first_line
 from pytest_dsr1.journal import result_path, samples_path, write_atomically
 from pytest_dsr1.load.closed_loop import run_point
 from pytest_dsr1.load.prompts import PromptPlan, plan_prompts
@@ -249,11 +250,6 @@ class Bench:
         if result.status is not None or not _is_finished(path):
             write_atomically(path, result.to_json())
         return result
-
-
-def first_line(text: str) -> str:
-    """What a message says before it quotes a log."""
-    return text.partition("\n")[0].rstrip(":")
 
 
 def _is_finished(path: Path) -> bool:

@@ -60,7 +60,7 @@ def bench(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Bench:
 
 def _end_sweep(request: pytest.FixtureRequest, lost: str) -> NoReturn:
     """A server that is gone measures nothing more: what is finished is kept, and nothing else is begun."""
-    from pytest_dsr1.bench import first_line
+    from pytest_dsr1.core.text import first_line
 
     request.session.shouldstop = f"dsr1: {first_line(lost)}"
     # Without the error that it is made of, which pytest would show a second time.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_dsr1.core.config import Engine, Mode, Point, Scenario, SweepConfig
 from pytest_dsr1.core.server import Served
-from pytest_dsr1.progress import duration
+from pytest_dsr1.core.text import duration
 from pytest_dsr1.servers import ServerError, Silence
 from pytest_dsr1.servers.choose import choose
 from pytest_dsr1.servers.recipe import RecipeError

@@ -11,6 +11,7 @@ from typing import Protocol
 import pytest
 
 from pytest_dsr1.core.config import Point
+from pytest_dsr1.core.text import duration
 from pytest_dsr1.load import slots
 
 #: Seconds between two looks of the live line, and between two plain lines.
@@ -153,13 +154,3 @@ def describe(done: int, total: int, elapsed_s: float, tokens: int | None = None)
     if 0 < done < total:
         words.append(f"{duration(elapsed_s * (total - done) / done)} left")
     return ", ".join(words)
-
-
-def duration(seconds: float) -> str:
-    """`9 s`, `1 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +11,9 @@ from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.server import changes_between
 from pytest_dsr1.lock import ServerBusyError, ServerLock
 from pytest_dsr1.preflight import require_context
-from pytest_dsr1.progress import duration
 from pytest_dsr1.servers import Served, Server, ServerError, Voice
 from pytest_dsr1.servers.choose import Choice, choose
 from pytest_dsr1.servers.plan import LaunchPlan
-from pytest_dsr1.servers.sglang import SglangServer
-
-#: A start that is shorter than this is no loss.
-LONG_START_S = 60.0
 
 
 class Serving:
@@ -130,19 +125,9 @@ class Serving:
 
     # -- at the end -----------------------------------------------------------------------------------------------
 
-    def closing_lines(self, *, interrupted: bool) -> list[str]:
-        """What the user may want to know of a server that was launched."""
-        server = self._server(0)
-        if not isinstance(server, SglangServer):
-            return []
-        lines = [f"the server's log was not written to its end: {server.log_error}"] if server.log_error else []
-        if server.start_s is None or server.pid is None:
-            return lines
-        if self._config.launch.keep:
-            return [*lines, kept_line(server.url, server.pid)]
-        if interrupted and server.start_s >= LONG_START_S:
-            return [*lines, lost_start_line(server.start_s)]
-        return lines
+    def farewell(self, *, interrupted: bool) -> Sequence[str]:
+        """What is to be known of it when the session is over."""
+        return self._server(0).farewell(interrupted=interrupted)
 
     def changes_since_last(self, server: Mapping[str, Any]) -> str:
         """What is not as in the result before this one of the same server: others restarted it, or set it otherwise.
@@ -226,20 +211,6 @@ def _require_inputs(config: SweepConfig, served: Served) -> None:
             accuracy_source(config, served)
         except AccuracyError as error:
             raise ServerError(str(error)) from None
-
-
-def kept_line(url: str | None, pid: int) -> str:
-    return (
-        f"the server keeps running at {url} (pid {pid}), and the next session finds it there; stop it with: kill {pid}"
-    )
-
-
-def lost_start_line(start_s: float) -> str:
-    """What an interruption cost, and how it need not."""
-    return (
-        f"the server took {duration(start_s)} to start, and is stopped; "
-        "--keep-server would have left it for the next session"
-    )
 
 
 def launch_note(launch: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from pytest_dsr1.activation import MISSING, selects_by_name
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.summary import Status
+from pytest_dsr1.core.text import first_line
 from pytest_dsr1.journal import Journal, JournalError, result_path
 from pytest_dsr1.progress import Terminal
 from pytest_dsr1.report import closing_lines, header_lines
@@ -295,8 +296,7 @@ class Sweep:
         if getattr(report, "dsr1_lost", False) and hasattr(report, "node"):
             # A worker knows only that nobody answers; whoever started the server knows what it died of.
             self._obituary = self.serving.problem(_PATIENCE_S)
-        known = self._obituary.partition("\n")[0].rstrip(":")
-        return known or getattr(report, "dsr1_reason", "") or _last_line(report)
+        return first_line(self._obituary) or getattr(report, "dsr1_reason", "") or _last_line(report)
 
     def _run_again_with_lf(self, nodeid: str) -> None:
         """Have --lf select a performance test that the gate skipped.
@@ -367,7 +367,7 @@ class Sweep:
         for line in self._obituary.splitlines():
             terminalreporter.write_line(line)
         if self._serving is not None:
-            for line in self._serving.closing_lines(interrupted=self._stopped_by_user):
+            for line in self._serving.farewell(interrupted=self._stopped_by_user):
                 terminalreporter.write_line(line)
 
     def _result(self, journal: Journal, conc: int) -> Result | None:

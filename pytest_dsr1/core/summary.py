@@ -9,13 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from pytest_dsr1.core.config import Mode, Scenario
+from pytest_dsr1.core.text import one_line
 
 _RULER = "=" * 44
-
-
-def one_line(text: str) -> str:
-    """`text` on one line and printable: a reason may quote a server, and is shown on a terminal."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 class Status(StrEnum):

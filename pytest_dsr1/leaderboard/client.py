@@ -12,7 +12,7 @@ import requests
 import urllib3
 
 from pytest_dsr1.core.server import is_loopback
-from pytest_dsr1.core.summary import one_line
+from pytest_dsr1.core.text import one_line
 from pytest_dsr1.leaderboard.events import EventParser, Outcome, State, outcome
 from pytest_dsr1.leaderboard.schema import API_NAME
 

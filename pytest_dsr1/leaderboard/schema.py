@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import zip_longest
 
-from pytest_dsr1.core.summary import one_line
+from pytest_dsr1.core.text import one_line
 
 
 class Field(StrEnum):

@@ -43,6 +43,9 @@ class Server(Protocol):
     def stop(self) -> None:
         """Leave it as it was found. Called at least once, also when it never answered."""
 
+    def farewell(self, *, interrupted: bool) -> Sequence[str]:
+        """What its user may want to know of it at the end, in lines."""
+
 
 class Voice(Protocol):
     """Who tells the user what happens to a server."""

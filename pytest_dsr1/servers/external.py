@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pytest_dsr1.core.config import Point
@@ -40,6 +41,9 @@ class ExternalServer:
     def stop(self) -> None:
         """It is not ours to stop."""
 
+    def farewell(self, *, interrupted: bool) -> Sequence[str]:
+        return ()
+
 
 @dataclass
 class BoundServer:
@@ -71,3 +75,6 @@ class BoundServer:
 
     def stop(self) -> None:
         """It is the controller's to stop."""
+
+    def farewell(self, *, interrupted: bool) -> Sequence[str]:
+        return ()

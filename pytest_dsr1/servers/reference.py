@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +119,9 @@ class ReferenceServer:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
+
+    def farewell(self, *, interrupted: bool) -> Sequence[str]:
+        return ()
 
     def __enter__(self) -> Served:
         return self.start()

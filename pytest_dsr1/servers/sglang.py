@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.server import Served
+from pytest_dsr1.core.text import duration
 from pytest_dsr1.servers import ServerError, Voice, joined, probe
 from pytest_dsr1.servers.launch import Launch
 from pytest_dsr1.servers.launch_log import cause_of_death, progress_of, telling_lines
@@ -25,6 +26,8 @@ POLL_S = 1.0
 _ANSWER_S = 5.0
 #: From its closed connections to its end being known.
 _DYING_S = 3.0
+#: A start that is shorter than this is no loss.
+LONG_START_S = 60.0
 #: Of the log, for messages.
 _TAIL_BYTES = 64 * 1024
 
@@ -47,7 +50,6 @@ class SglangServer:
         self._launch: Launch | None = None
         self._process: Supervised | None = None
         self._start_s: float | None = None
-        self._log_failure_told = False
 
     @property
     def pid(self) -> int | None:
@@ -105,22 +107,24 @@ class SglangServer:
                 return
         self._end()
 
+    def farewell(self, *, interrupted: bool) -> Sequence[str]:
+        if self._process is None:
+            return ()
+        self._process.poll()
+        error = self._process.log_error
+        lines = [f"the server's log was not written to its end: {error}"] if error else []
+        if self._start_s is None or self.pid is None:
+            return lines
+        if self._keep:
+            return [*lines, kept_line(self.url, self.pid)]
+        if interrupted and self._start_s >= LONG_START_S:
+            return [*lines, lost_start_line(self._start_s)]
+        return lines
+
     @property
     def kept(self) -> bool:
+        """Whether it was left running."""
         return self._process is not None and self._process.kept
-
-    @property
-    def log_error(self) -> str:
-        """Why the log of the running server is not written any more; empty while it is."""
-        if self._process is None:
-            return ""
-        self._process.poll()
-        return self._process.log_error
-
-    @property
-    def start_s(self) -> float | None:
-        """How long its start took; None before it serves."""
-        return self._start_s
 
     # -- its start --------------------------------------------------------------------------------------------
 
@@ -130,7 +134,6 @@ class SglangServer:
         self._voice.line(f"starting SGLang by recipe {launch.recipe}; log: {self._log}")
         process = Supervised(launch.argv, dict(launch.environment), self._log, STOP_GRACE_S)
         self._launch, self._process, self._start_s = launch, process, None
-        self._log_failure_told = False
         began = time.monotonic()
         try:
             process.start()
@@ -186,12 +189,7 @@ class SglangServer:
 
     def _death(self, timeout_s: float = 0.0) -> str:
         """What it died of; empty while it lives."""
-        if self._process is None:
-            return ""
-        ended = self._process.poll(timeout_s)
-        if (why := self._process.log_error) and ended is None and not self._log_failure_told:
-            self._log_failure_told = True
-            self._voice.line(f"{self._log} is not written any more ({why}); SGLang is not disturbed by that")
+        ended = None if self._process is None else self._process.poll(timeout_s)
         return "" if ended is None else self._obituary("SGLang has ended", ended)
 
     def _obituary(self, what: str, ended: Ended) -> str:
@@ -265,6 +263,21 @@ class _Reader:
         # A progress bar rewrites its line.
         *lines, self._partial = (self._partial + data.decode(errors="replace")).replace("\r", "\n").split("\n")
         return lines
+
+
+def kept_line(url: str | None, pid: int) -> str:
+    """Where a server is that was kept, and how to be rid of it."""
+    return (
+        f"the server keeps running at {url} (pid {pid}), and the next session finds it there; stop it with: kill {pid}"
+    )
+
+
+def lost_start_line(start_s: float) -> str:
+    """What an interruption cost, and how it need not."""
+    return (
+        f"the server took {duration(start_s)} to start, and is stopped; "
+        "--keep-server would have left it for the next session"
+    )
 
 
 def new_log(folder: Path, name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -158,6 +159,14 @@ class TestStart:
         (project.folder / "reports").mkdir()
         (project.folder / "reports" / "servers").touch()
         assert "cannot be written" in self.fails(project, *launch())
+
+    def test_log_that_gets_too_large(self, project: Project, launch: Any) -> None:
+        """A disk that is full for the log does not disturb the measurement, and is said to be."""
+        process = project.start(*SWEEP, *launch(noise=20_000))
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+        assert "the server's log was not written to its end: File too large" in output
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
     def test_interrupted(self, project: Project, launch: Any, number: signal.Signals) -> None:

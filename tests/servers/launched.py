@@ -28,6 +28,7 @@ class Behaviour:
     """What goes wrong.
 
     :param says: Lines of its log before it serves.
+    :param noise: So many more lines of 100 characters.
     :param dies: With this exit status, then.
     :param named: How /v1/models names the model; None: as it was told.
     :param never_ready: It goes on loading.
@@ -38,6 +39,7 @@ class Behaviour:
     """
 
     says: tuple[str, ...] = ("Load weight begin. avail mem=1.00 GB",)
+    noise: int = 0
     dies: int | None = None
     named: str | None = None
     never_ready: bool = False
@@ -95,6 +97,8 @@ def main() -> None:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     for line in behaviour.says:
         print(line, file=sys.stderr, flush=True)
+    for _ in range(behaviour.noise):
+        print("-" * 99, file=sys.stderr, flush=True)
     if behaviour.dies is not None:
         sys.exit(behaviour.dies)
     while behaviour.never_ready:
