@@ -29,6 +29,9 @@ _GATED = pytest.StashKey[bool]()
 class ServerLost(pytest.fail.Exception):  # type: ignore[name-defined,misc]
     """A test's server is gone."""
 
+    # Else pytest's short summary has no room for more than where this class lives; its own do the same.
+    __module__ = "builtins"
+
 
 @pytest.fixture(scope="session")
 def bench(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Bench:

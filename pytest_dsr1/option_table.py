@@ -198,8 +198,8 @@ OPTIONS = (
     Option(
         name="--model",
         help="The served model (default: amd/DeepSeek-R1-0528-MXFP4-Preview; with --server-url the one that it names)",
-        accepted="a model name",
-        metavar="NAME",
+        accepted="a model's name or folder",
+        metavar="NAME|PATH",
         environment="MODEL",
     ),
     Option(

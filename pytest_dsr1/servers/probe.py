@@ -104,6 +104,8 @@ def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int 
     for path in ("model_info", "server_info"):
         # Older servers have the same under get_…
         info |= _json_object(f"{url}/{path}") or _json_object(f"{url}/get_{path}")
+    if "version" not in info:
+        info |= {key: said for key, said in _json_object(f"{url}/version").items() if key == "version"}
     # vLLM says these of each model, and has no /server_info.
     for key, name in (("max_model_len", "max_model_len"), ("root", "model_path")):
         if models[model].get(key) is not None:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -33,9 +34,11 @@ from pytest_dsr1.leaderboard.events import State
 from pytest_dsr1.leaderboard.outbox import Outbox
 from pytest_dsr1.leaderboard.payload import make_entry
 from pytest_dsr1.leaderboard.schema import FIELDS_14, IF_KNOWN, LABELS, match
+from pytest_dsr1.servers.ports import holder_of
 from tests.batches import result_fields
 from tests.conftest import ROOT
 from tests.project import Outcome, Project, wait_until
+from tests.servers.launched import write_recipe
 from tests.servers.scripted_space import SEED_LABELS, scripted_space
 from tests.servers.timed import timed_server
 
@@ -222,6 +225,24 @@ def test_external_server_to_sqlite(project: Project, python: str, shared: Path) 
         assert row["b200_median_e2e_1126"] is None
     assert "CONC 2: submitted, event " in outcome.output
     assert f"submission to {url}, CONC=4: submitted, event " in project.summary()
+
+
+@pytest.mark.gradio
+def test_launched_server_to_sqlite(project: Project, python: str, shared: Path) -> None:
+    """Results of a server that the sweep started are submitted like those of one that ran; it is gone by then."""
+    gate = with_baseline(project, shared / "data" / "wikitext2_raw_test_rows.jsonl")
+    recipe = write_recipe(project.folder, server_info={"bos_token_id": 256})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    launch = ("--engine", "sglang", "--recipe", str(recipe), "--port", str(port), "--model", "scripted")
+    with own_leaderboard(python, project.folder, "--scenario", "16/32") as (url, database):
+        submit = ("--submit-team", "Team", "--leaderboard-url", url)
+        outcome = project.run(*POINTS, *gate, *submit, *launch)
+        assert outcome.status == 0, outcome
+        assert [row["conc"] for row in stored(database)] == [2, 4]
+    result = json.loads((project.batch / "result_isl16_osl32_conc2.json").read_text())
+    assert result["engine"] == "sglang"
+    assert holder_of(port) is None
 
 
 @pytest.mark.gradio

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from pytest_dsr1.reference.model import Model
+from tests.acceptance.conftest import Installation
 
 pytestmark = pytest.mark.sglang
 
@@ -27,14 +28,8 @@ START_S = 300
 
 
 @pytest.fixture(scope="module")
-def url(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(sglang: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real SGLang on the CPU that serves the packaged folder."""
-    install = os.environ.get("DSR1_TEST_SGLANG")
-    if not install:
-        pytest.skip("DSR1_TEST_SGLANG names no folder with an SGLang for the CPU (what sglang_cpu/setup.sh makes)")
-    python, scripts = Path(install) / "venv/bin/python", shared / "tools/sglang_cpu"
-    if not python.exists():
-        pytest.skip(f"DSR1_TEST_SGLANG={install}: there is no {python}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,8 +48,8 @@ def url(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     with log.open("wb") as sink:
         server = subprocess.Popen(
             # cached prefixes would cut the echoed log-probabilities short
-            [str(python), str(scripts / "serve.py"), *words, "--disable-radix-cache", "--sleep-on-idle"],
-            env=os.environ | offline | {"PYTHONPATH": str(scripts), "SGLANG_USE_CPU_ENGINE": "1"},
+            [str(sglang.python), str(sglang.scripts / "serve.py"), *words, "--disable-radix-cache", "--sleep-on-idle"],
+            env=os.environ | offline | {"PYTHONPATH": str(sglang.scripts), "SGLANG_USE_CPU_ENGINE": "1"},
             stdout=sink,
             stderr=subprocess.STDOUT,
         )
