@@ -52,6 +52,8 @@ def bench(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Bench:
         except ServerError as error:
             _end_sweep(request, str(error))
     else:
+        if "lost" in given:
+            _end_sweep(request, given["lost"])
         served = served_from_json(given["served"])
         server = BoundServer(served, flush=config.flush_cache)
         folders = {scenario: Path(given["folders"][str(scenario)]) for scenario in config.scenarios}

@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,20 +191,27 @@ class Sweep:
         """Hand an xdist worker what the controller owns."""
         from pytest_dsr1.bench import served_to_json
 
-        try:
-            served = self.serving.bind(node, self.first_point)
-        except ServerError as error:
-            raise pytest.UsageError(str(error)) from None
-        node.workerinput["dsr1"] = {
+        given = node.workerinput["dsr1"] = {
             "prompt_seed": self.config.prompt_seed,
             "by_name": selects_by_name(self._pytest),
-            "served": served_to_json(served),
             "folders": {str(scenario): str(folder) for scenario, folder in self.folders.items()},
         }
+        if not self.measures:
+            return
+        try:
+            given["served"] = served_to_json(self.serving.bind(node, self.first_point))
+        except ServerError as error:
+            # Said by its first test, so that the batch has it too.
+            given["lost"] = str(error)
+        except KeyboardInterrupt:
+            if self._terminated:
+                raise pytest.exit.Exception("terminated", returncode=_EXIT_TERMINATED) from None
+            raise
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        self.serving.release(node)
+        if self._serving is not None:
+            self._serving.release(node)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
@@ -378,7 +386,12 @@ class Sweep:
             return None
 
     def pytest_unconfigure(self) -> None:
-        self.stop_server()
+        # Of a session that was interrupted before it had any tests.
+        for journal in self._journals.values():
+            journal.discard_if_empty()
+        # A second Ctrl+C has ended the server at once, and there is nothing left to interrupt.
+        with suppress(KeyboardInterrupt):
+            self.stop_server()
         if self._old_handler is not None:
             signal.signal(signal.SIGTERM, self._old_handler)
 

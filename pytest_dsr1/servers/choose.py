@@ -11,7 +11,10 @@ from pytest_dsr1.core.config import DEFAULT_MODEL, Engine, SweepConfig
 from pytest_dsr1.servers import Server, ServerError, Voice, probe
 from pytest_dsr1.servers.accelerator import visible_gpus
 from pytest_dsr1.servers.external import ExternalServer
+from pytest_dsr1.servers.interpreter import InterpreterNotFoundError, find_interpreter
 from pytest_dsr1.servers.plan import LaunchPlan, plan_launch
+from pytest_dsr1.servers.ports import holder_of, runs_with
+from pytest_dsr1.servers.recipe import RecipeError
 from pytest_dsr1.servers.sglang import SglangServer, new_log, require_port
 
 #: Seconds that a server on --port gets to say that it is there.
@@ -51,14 +54,21 @@ def choose(config: SweepConfig, environ: Mapping[str, str], logs: Path, voice: V
         plan = plan_launch(config, environ)
         if plan.missing:
             raise ServerError(f"--engine sglang: {plan.missing}")
-        return _launched(config, plan, logs, voice, "--engine sglang")
+        return _kept(config, plan) or _launched(config, plan, logs, voice, "--engine sglang")
     return _first_of_auto(config, environ, logs, voice)
 
 
 def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, voice: Voice) -> Choice:
     """A healthy server on --port that names our model; SGLang; the embedded engine."""
+    plan, problem = None, None
     # A recipe that was typed is a wish to launch, whatever is seen.
-    plan = plan_launch(config, environ) if config.launch.recipe is not None or visible_gpus(environ) else None
+    if config.launch.recipe is not None or visible_gpus(environ):
+        try:
+            plan = plan_launch(config, environ)
+        except RecipeError as error:
+            problem = error
+    if plan is not None and (kept := _kept(config, plan)):
+        return kept
     models = _wanted(config, plan)
     url = f"http://127.0.0.1:{config.port}"
     found = _serves(url, models)
@@ -74,13 +84,41 @@ def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, 
         why = f"{_absence(found, url, models)}, and there is an accelerator" if plan.gpus else "--recipe"
         return _launched(config, plan, logs, voice, why)
     missing = plan.missing if plan is not None else "no accelerator is visible for SGLang"
+    if problem is not None:
+        # Without SGLang no recipe is wanted: whatever GPU a laptop has, the embedded engine serves.
+        missing = _no_interpreter(config, environ)
+        if not missing or config.launch.recipe is not None:
+            raise problem
     if typed := config.launch.typed:
         raise ServerError(f"{typed[0]} says how SGLang is launched, but {missing}; see --engine sglang")
     return _reference(logs, f"the embedded reference engine, since {_absence(found, url, models)}, and {missing}")
 
 
+def _no_interpreter(config: SweepConfig, environ: Mapping[str, str]) -> str:
+    try:
+        find_interpreter(config.launch.sglang_python, environ)
+    except InterpreterNotFoundError as error:
+        return str(error)
+    return ""
+
+
+def _kept(config: SweepConfig, plan: LaunchPlan) -> Choice | None:
+    """The server on --port, if it is the one that would be launched for every point: an earlier session kept it."""
+    launches = plan.launches(config.points)
+    launch = launches[0][0]
+    holder = holder_of(launch.port)
+    if len(launches) > 1 or holder is None or not runs_with(holder.pid, launch.argv, dict(launch.environment)):
+        return None
+    if not _serves(launch.url, (launch.model,)):
+        return None
+    external = ExternalServer(launch.url, launch.model, tp=config.tp, flush=config.flush_cache)
+    return Choice(
+        (external,), f"{launch.url} (process {holder.pid}, launched as recipe {plan.recipe.name} says)", running=True
+    )
+
+
 def _wanted(config: SweepConfig, plan: LaunchPlan | None) -> tuple[str, ...]:
-    """Names of the model under which a running server is ours; one that an earlier session kept among them."""
+    """Names of the model under which a running server is ours; that of the recipe among them."""
     names = [config.model if config.model is not None else DEFAULT_MODEL]
     if plan is not None:
         names.append(plan.launch_for(config.points[0]).model)

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -88,6 +88,19 @@ def is_descendant(pid: int, ancestor: int) -> bool:
         status = _status(pid)
         pid = 0 if status is None else int(status[_PPID])
     return True
+
+
+def runs_with(pid: int, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether a process was started with these arguments and these variables; False where it may not be seen.
+
+    The program's own path is not compared: an interpreter may have been found by another name, or by a script.
+    """
+    try:
+        words = (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        variables = (_PROC / str(pid) / "environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return words[1:] == list(argv[1:]) and {f"{name}={value}" for name, value in environment.items()} <= set(variables)
 
 
 def _listening(table: str, port: int) -> Iterator[str]:

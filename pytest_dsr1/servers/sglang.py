@@ -172,7 +172,8 @@ class SglangServer:
     def _is_ready(self, launch: Launch, process: Supervised) -> bool:
         if not probe.is_healthy(launch.url, _ANSWER_S):
             return False
-        holder = holder_of(launch.port)
+        # Somebody may have the same port of another address.
+        holder = holder_of(launch.port, likely=(process.pid,))
         if holder is not None and not is_descendant(holder.pid, process.pid):
             raise ServerError(
                 f"port {launch.port} was taken by process {holder.pid} ({holder.command[:80]}) while SGLang was "

@@ -131,11 +131,27 @@ class Supervised:
         if self._process is None:
             return self.ended
         self._tell("stop")
-        until = time.monotonic() + self.grace_s + _END_TIMEOUT_S
-        while self.ended is None and self._hear(until - time.monotonic()):
-            pass
-        self._close()
+        try:
+            self.poll(self.grace_s + _END_TIMEOUT_S)
+        except KeyboardInterrupt:
+            # Asked a second time: no grace.
+            self._tell("kill")
+            self.poll(_END_TIMEOUT_S)
+            raise
+        finally:
+            if self.ended is None:
+                self._abandon()
+            self._close()
         return self.ended
+
+    def _abandon(self) -> None:
+        """End the server without its supervisor, which does not answer."""
+        self.ended = Ended(None)
+        if self.pid:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.kill()
 
     def _close(self) -> None:
         process, self._process = self._process, None
@@ -170,7 +186,8 @@ class Supervised:
                 return False
             data = os.read(process.stdout.fileno(), 1 << 16)
             if not data:
-                self.ended = self.ended or Ended(None)
+                if self.ended is None:
+                    self._abandon()
                 return False
             self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")

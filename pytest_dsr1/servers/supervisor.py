@@ -4,7 +4,8 @@ A process of its own, run by file name under any Python: it needs the standard l
 kernel closes its standard input when pytest dies, by SIGKILL too; a signal upon a parent's death would not do, since it
 also comes when only the thread ends that launched the server.
 
-Standard input: one JSON object (`argv`, `environment` to add, `log`, `grace_s`), then lines: `ready`, `stop`, `keep`.
+Standard input: one JSON object (`argv`, `environment` to add, `log`, `grace_s`), then lines: `ready`, `stop`, `keep`,
+and `kill` to one that was told to stop.
 Standard output: JSON objects, one a line: `started` (the server's pid) or `failed` (why it was not), `log_error`
 (the log cannot be written; the server is not disturbed by that), `kept`, and at the end `ended` (status as subprocess
 has it, negative for a signal) with `tail` (the output's last lines) and `removed` (files in /dev/shm).
@@ -170,9 +171,18 @@ class Supervisor:
             select.select([output] if self._output_open else [], [], [], 0.05)
             self._drain(output)
             self._reap(server)
+            if self._is_in_a_hurry():
+                break
         if self._status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server, signal.SIGKILL)
+
+    def _is_in_a_hurry(self) -> bool:
+        """Whether it was told not to wait for the grace."""
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(0, False)
+            return b"kill" in os.read(0, 4096)
+        return False
 
     def _kill_rest(self, server: int) -> None:
         """Its process group, and whatever left the group: no process of it goes on."""

@@ -147,6 +147,11 @@ class TestStart:
         assert "memory" in statuses(project)[0]
         assert f"    {says[0]}" in output
 
+    def test_death_with_a_worker(self, project: Project, launch: Any) -> None:
+        """The batch has it, as without one."""
+        output = self.fails(project, *launch(dies=1), "-n", "1")
+        assert "SGLang did not start: exit status 1" in output
+
     def test_no_end(self, project: Project, launch: Any, port: int) -> None:
         """It is waited for as long as --launch-timeout says, and then ended."""
         output = self.fails(project, *launch(never_ready=True), "--launch-timeout", "1")
@@ -224,6 +229,30 @@ class TestWhileMeasuring:
         wait_until(lambda: not _left(project), "the server's processes ended")
         wait_until(lambda: holder_of(port) is None, "the port is free")
 
+    def test_interrupted_twice(self, project: Project, launch: Any, port: int) -> None:
+        """The second Ctrl+C waits for no grace, and leaves nothing all the same."""
+        process = project.start(*SWEEP, *launch(deaf=True, children=True, answers={"ttft_s": 0.05}))
+        wait_for_requests(port, 22 + 4)
+        process.send_signal(signal.SIGINT)
+        (log,) = (project.folder / "reports" / "servers").iterdir()
+        wait_until(lambda: log.read_text().endswith("no\n"), "the server is asked to end")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=10)
+        assert process.returncode == 2, output
+        assert not _left(project)
+        assert statuses(project) == ["PASSED", "INTERRUPTED", "NOT RUN"], output
+
+    def test_supervisor_that_dies(self, project: Project, launch: Any, port: int) -> None:
+        """The server goes with it, one that ignores SIGTERM too, and so does the sweep."""
+        process = project.start(*SWEEP, *launch(deaf=True, answers={"ttft_s": 0.05}))
+        holder = wait_for_requests(port, 22 + 4)
+        parent = int(Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(parent, signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1, output
+        wait_until(lambda: not _left(project), "the server ended")
+        assert "its supervisor is gone" in statuses(project)[1]
+
     def test_deaf_one_is_killed(self, project: Project, launch: Any, port: int) -> None:
         """SIGKILL follows where SIGTERM is ignored."""
         outcome = project.run(*SWEEP, "-k", "conc1-", *launch(deaf=True), "--conc", "1")
@@ -245,8 +274,35 @@ class TestKept:
         assert f"served by http://127.0.0.1:{port} (it runs already and serves stand-in)" in again.output
         assert results(project)[0]["server"]["process"]["pid"] == holder.pid
 
+        same = project.run(*SWEEP, *launch())
+        assert same.status == 0, same
+        assert f"(process {holder.pid}, launched as recipe stand-in.toml says)" in same.output
+
+        other = project.run(*SWEEP, *launch(), "--server-arg", "chunked-prefill-size=1")
+        assert other.status == 4, other
+        assert f"port {port} is taken by process {holder.pid}" in other.output
+
         os.kill(holder.pid, signal.SIGTERM)
         wait_until(lambda: not _left(project), "all of it ended")
+
+    def test_found_by_a_resumed_batch(self, project: Project, launch: Any, port: int) -> None:
+        """What Ctrl+C interrupted is completed on the server that was kept; resumed once more, on a new one."""
+        process = project.start(*SWEEP, *launch(answers={"ttft_s": 0.05}), "--keep-server")
+        wait_for_requests(port, 22 + 4)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 2, output
+        outcome = project.run("--resume", str(project.batch), "-k", "conc2")
+        assert outcome.status == 0, outcome
+        assert statuses(project) == ["PASSED", "PASSED", "NOT RUN"]
+        holder = holder_of(port)
+        assert holder is not None
+        os.kill(holder.pid, signal.SIGTERM)
+        wait_until(lambda: not _left(project), "all of it ended")
+        again = project.run("--resume", str(project.batch))
+        assert again.status == 0, again
+        assert [result["server"]["engine"] for result in results(project)] == ["sglang", "external", "sglang"]
+        assert not _left(project)
 
     def test_options_of_a_launch_are_refused_on_it(self, project: Project, launch: Any, port: int) -> None:
         """What is typed for a launch would not be true of a server that runs already."""
@@ -256,7 +312,52 @@ class TestKept:
         assert "--recipe says how SGLang is launched, but http://127.0.0.1:" in outcome.output
 
 
+class TestAuto:
+    """What is taken where a GPU is seen that no recipe is for."""
+
+    POINT = ("--isl", "16", "--osl", "1", "--accuracy", "off", "--num-prompts", "4", "--conc", "1")
+
+    @pytest.fixture(autouse=True)
+    def _gpu(self, project: Project) -> None:
+        tool = project.folder / "bin" / "nvidia-smi"
+        tool.parent.mkdir()
+        tool.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4090'\n")
+        tool.chmod(0o755)
+        project.environment["PATH"] = f"{tool.parent}{os.pathsep}{project.environment['PATH']}"
+
+    def test_a_server_that_runs(self, project: Project, port: int) -> None:
+        """It needs no recipe."""
+        with timed_server(port=port, model="theirs"):
+            outcome = project.run(*self.POINT, "--model", "theirs", "--port", str(port))
+        assert outcome.status == 0, outcome
+        assert f"served by http://127.0.0.1:{port} (it runs already and serves theirs)" in outcome.output
+
+    def test_the_embedded_engine_where_there_is_no_sglang(self, project: Project, port: int) -> None:
+        """Whatever GPU a laptop has, everything can be tried on it."""
+        outcome = project.run(*self.POINT, "--port", str(port))
+        assert outcome.status == 0, outcome
+        assert "served by the embedded reference engine, since no server answers" in outcome.output
+        assert "no Python with SGLang was found" in outcome.output
+
+    def test_a_recipe_is_asked_for_where_there_is(self, project: Project, port: int) -> None:
+        """SGLang is to serve then, and nobody knows how."""
+        python = project.folder / "bin" / "python3"
+        python.write_text("""#!/bin/sh\necho '{"sglang": "0.5.23"}'\n""")
+        python.chmod(0o755)
+        outcome = project.run(*self.POINT, "--port", str(port))
+        assert outcome.status == 4, outcome
+        assert "no recipe fits 1 x NVIDIA GeForce RTX 4090; --recipe takes b200, cpu," in outcome.output
+
+
 class TestShown:
+    @pytest.mark.parametrize("option", ["--co", "--setup-plan"])
+    def test_nothing_is_started_for_a_look(self, project: Project, launch: Any, option: str) -> None:
+        """With a worker, too."""
+        for workers in ((), ("-n", "1")):
+            outcome = project.run(*SWEEP, *launch(), option, *workers)
+            assert outcome.status == 0, outcome
+        assert not (project.folder / "reports").exists()
+
     def test_print_launch(self, project: Project, launch: Any) -> None:
         """Every command line of the sweep and what it is for; nothing is started or written."""
         outcome = project.run(*SWEEP, "--isl", "32", *launch(), "--print-launch")

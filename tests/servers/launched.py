@@ -32,7 +32,7 @@ class Behaviour:
     :param dies: With this exit status, then.
     :param named: How /v1/models names the model; None: as it was told.
     :param never_ready: It goes on loading.
-    :param deaf: SIGTERM does not end it.
+    :param deaf: SIGTERM does not end it; it says "no".
     :param children: A child in its own process group, and one that left it.
     :param shm: Files that it leaves in /dev/shm, mapped while it lives.
     :param answers: As in `timed.Script`.
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--served-model-name")
     args = parser.parse_args()
     if behaviour.deaf:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: os.write(2, b"no\n"))
     maps = [_shared(name) for name in behaviour.shm]
     if behaviour.children:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
