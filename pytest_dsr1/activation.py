@@ -84,6 +84,6 @@ def _missing(config: pytest.Config, journals: list[Journal]) -> frozenset[tuple[
         (Point(journal.batch.scenario, state.conc), test)
         for journal in journals
         for state in journal.batch.points
-        if not state.status.finished or (failures_too and state.status is Status.FAILED)
+        if not state.finished or (failures_too and state.status is Status.FAILED)
         for test in state.tests
     )

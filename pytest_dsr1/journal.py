@@ -213,8 +213,12 @@ class Journal:
     def start(self, conc: int) -> None:
         self._set(self.batch.point(conc).started_at(self._now()))
 
-    def end(self, conc: int, status: Status, reason: str = "") -> None:
-        self._set(self.batch.point(conc).ended(status, self._now(), reason))
+    def end(self, conc: int, status: Status, reason: str = "", *, lost: bool = False) -> None:
+        """Say how a point ended.
+
+        :param lost: The server was gone: a resumed run measures it again.
+        """
+        self._set(self.batch.point(conc).ended(status, self._now(), reason, lost=lost))
 
     def note(self, line: str, instead_of: str = "") -> None:
         """Add a line after the summary's last ruler, once; in the place of the one that begins with `instead_of`."""

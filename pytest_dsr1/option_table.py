@@ -149,7 +149,8 @@ OPTIONS = (
     ),
     Option(
         name="--server-arg",
-        help="An argument of SGLang, in the place of the recipe's: --server-arg mem-fraction-static=0.9 (repeatable)",
+        help="An argument of SGLang, without its --, in the place of the recipe's: "
+        "--server-arg mem-fraction-static=0.9 (repeatable)",
         parse=checked(parse_server_arg),
         metavar="NAME[=VALUE]",
         repeatable=True,

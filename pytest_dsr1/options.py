@@ -148,6 +148,10 @@ def _refuse_unsubmittable(values: Mapping[str, Any], scenarios: Sequence[Scenari
         raise pytest.UsageError(problem)
 
 
+def _one_name(url: str) -> str:
+    return url.replace("//localhost", "//127.0.0.1")
+
+
 def _launch_of(values: Mapping[str, Any]) -> LaunchConfig:
     defaults = LaunchConfig()
     return LaunchConfig(
@@ -177,10 +181,9 @@ def make_config(values: Mapping[str, Any], typed: Typed, rootdir: Path) -> Sweep
         raise pytest.UsageError(
             f"--engine {engine} starts a server of its own, --server-url {urls[0]} names one; drop one"
         )
-    if len(set(urls)) < len(urls):
-        raise pytest.UsageError(
-            f"--server-url: {urls[0]} and others were typed twice; two workers would measure one server"
-        )
+    for place, url in enumerate(urls):
+        if same := next((other for other in urls[:place] if _one_name(other) == _one_name(url)), None):
+            raise pytest.UsageError(f"--server-url: {same} and {url} are one server; drop one")
     if launch.typed and (urls or engine is Engine.REFERENCE):
         serves = f"--server-url {urls[0]}" if urls else "--engine reference"
         raise pytest.UsageError(f"{launch.typed[0]} says how SGLang is launched, and {serves} launches none; drop one")

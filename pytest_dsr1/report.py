@@ -63,8 +63,11 @@ _COLUMNS = (
 )
 
 
-def closing_lines(batch: Batch, results: Mapping[int, Result | None], folder: str) -> list[str]:
-    """A table of medians, the reasons of failures, and where everything lies."""
+def closing_lines(batch: Batch, results: Mapping[int, Result | None], folder: str, again: str = "") -> list[str]:
+    """A table of medians, the reasons of failures, and where everything lies.
+
+    :param again: What is to be typed beside --resume.
+    """
     lines = [f"ISL {batch.scenario.isl}, OSL {batch.scenario.osl} (latencies are medians)"]
     lines.append(" ".join(shape.format(name) for name, shape in _COLUMNS).rstrip())
     for state in batch.points:
@@ -79,8 +82,9 @@ def closing_lines(batch: Batch, results: Mapping[int, Result | None], folder: st
         warnings = [one for one in result.findings if one["severity"] == "warn"] if result is not None else []
         lines += [f"CONC {state.conc}: warning {one['check']}: {one['message']}" for one in warnings]
     lines.append(f"{folder}/summary.txt: {batch.count(Status.PASSED)} of {len(batch.points)} passed")
-    if not batch.complete:
-        lines.append(f"complete it with: pytest --resume {folder}")
+    # What was not measured at all is begun anew, with other options perhaps.
+    if any(state.finished for state in batch.points) and not all(state.finished for state in batch.points):
+        lines.append(f"complete it with: pytest --resume {folder}{again}")
     return lines
 
 

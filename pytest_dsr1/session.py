@@ -53,6 +53,7 @@ class Sweep:
         self._terminated = False
         self._stopped_by_user = False
         self._obituary = ""
+        self._lost: set[Point] = set()
         self._old_handler: Any = None
         self._begun = False
 
@@ -257,10 +258,13 @@ class Sweep:
             return None
         selected = {collection.point_of(item) for item in session.items}
         points = [point for point in self.config.points if point in selected]
-        show = print_launch if self.config.print_launch else preflight.show
-        problem = show(self.config, points, self._say)
-        if problem:
-            raise pytest.exit.Exception(problem, returncode=1)
+        if self.config.print_launch:
+            if problem := print_launch(self.config, points, self._say):
+                raise pytest.UsageError(problem)
+        elif problem := preflight.show(self.config, points, self._say):
+            self._say(problem)
+            # Counted as pytest counts its own: exit status 1.
+            session.testsfailed = 1
         return True
 
     def _say(self, line: str) -> None:
@@ -289,6 +293,8 @@ class Sweep:
         if report.failed or gated:
             due[report.nodeid] = "failed"
             self._failures.setdefault(point, self._reason(report))
+            if getattr(report, "dsr1_lost", False):
+                self._lost.add(point)
             if gated:
                 self._run_again_with_lf(report.nodeid)
         elif report.skipped:
@@ -319,7 +325,7 @@ class Sweep:
     def _end(self, point: Point) -> None:
         due, journal = self._due[point], self._journals[point.scenario]
         if "failed" in due.values():
-            journal.end(point.conc, Status.FAILED, self._failures.get(point, ""))
+            journal.end(point.conc, Status.FAILED, self._failures.get(point, ""), lost=point in self._lost)
         elif "passed" in due.values():
             journal.end(point.conc, Status.PASSED)
         else:
@@ -349,7 +355,7 @@ class Sweep:
             if journal.batch.point(point.conc).status is Status.STARTED:
                 # An interrupted point is measured again, even if one of its tests had failed before.
                 if point in self._failures and not interrupted:
-                    journal.end(point.conc, Status.FAILED, self._failures[point])
+                    journal.end(point.conc, Status.FAILED, self._failures[point], lost=point in self._lost)
                 else:
                     journal.end(point.conc, Status.INTERRUPTED)
         self._journals = {
@@ -370,13 +376,18 @@ class Sweep:
         terminalreporter.section("dsr1")
         for journal in self._journals.values():
             results = {state.conc: self._result(journal, state.conc) for state in journal.batch.points}
-            for line in closing_lines(journal.batch, results, self.shown(journal.folder)):
+            for line in closing_lines(journal.batch, results, self.shown(journal.folder), self._again):
                 terminalreporter.write_line(line)
         for line in self._obituary.splitlines():
             terminalreporter.write_line(line)
         if self._serving is not None:
             for line in self._serving.farewell(interrupted=self._stopped_by_user):
                 terminalreporter.write_line(line)
+
+    @property
+    def _again(self) -> str:
+        """What is to be typed beside --resume."""
+        return " -n auto" if len(self.config.server_urls) > 1 else ""
 
     def _result(self, journal: Journal, conc: int) -> Result | None:
         try:

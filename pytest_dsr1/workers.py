@@ -33,6 +33,8 @@ def refuse_surplus(config: SweepConfig, workers: int) -> None:
             "or name a server for each with --server-url"
         )
     if servers > 1 and not workers:
+        if config.resume:
+            raise pytest.UsageError(f"--resume: the batch is measured on {servers} servers; add -n auto")
         raise pytest.UsageError(
             f"--server-url was typed {servers} times, and one process measures one server; add -n auto, or drop "
             f"{servers - 1} of them"
@@ -50,6 +52,16 @@ def make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             match = _POINT.search(nodeid)
             return match[0] if match else str(super()._split_scope(nodeid))
+
+        def _reschedule(self, node: Any) -> None:
+            super()._reschedule(node)
+            # A worker begins a test when it knows the next one. What a crashed worker leaves may be units of one test,
+            # or of none: by themselves these would keep its successor waiting for ever.
+            while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                if not self.workqueue:
+                    node.shutdown()
+                    break
+                self._assign_work_unit(node)
 
     # In the order of the sweep, not by the number of tests.
     config.option.loadscopereorder = False

@@ -25,7 +25,7 @@ class Status(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether a resumed run leaves it alone."""
+        """Whether something became of it."""
         return self in (Status.PASSED, Status.FAILED)
 
 
@@ -37,6 +37,7 @@ class PointState:
     :param started: Epoch seconds of the first set-up; None before it.
     :param elapsed_s: From first set-up to last teardown; None before its end.
     :param reason: Why it failed, in one line.
+    :param lost: Whether it failed because the server was gone, so that it was not measured.
     """
 
     conc: int
@@ -45,13 +46,19 @@ class PointState:
     started: float | None = None
     elapsed_s: float | None = None
     reason: str = ""
+    lost: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether a resumed run leaves it alone."""
+        return self.status.finished and not self.lost
 
     def started_at(self, now: float) -> PointState:
-        return replace(self, status=Status.STARTED, started=now, elapsed_s=None, reason="")
+        return replace(self, status=Status.STARTED, started=now, elapsed_s=None, reason="", lost=False)
 
-    def ended(self, status: Status, now: float, reason: str = "") -> PointState:
+    def ended(self, status: Status, now: float, reason: str = "", *, lost: bool = False) -> PointState:
         elapsed_s = max(0.0, now - self.started) if self.started is not None else 0.0
-        return replace(self, status=status, elapsed_s=elapsed_s, reason=one_line(reason))
+        return replace(self, status=status, elapsed_s=elapsed_s, reason=one_line(reason), lost=lost)
 
     @property
     def words(self) -> str:
@@ -119,6 +126,7 @@ class Batch:
                     "started": state.started,
                     "elapsed_s": state.elapsed_s,
                     "reason": state.reason,
+                    "lost": state.lost,
                 }
                 for state in self.points
             ],
@@ -141,6 +149,7 @@ class Batch:
                     started=point["started"],
                     elapsed_s=point["elapsed_s"],
                     reason=point["reason"],
+                    lost=bool(point.get("lost", False)),
                 )
                 for point in fields["points"]
             ),

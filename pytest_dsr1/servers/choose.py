@@ -81,7 +81,7 @@ def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, 
         external = ExternalServer(url, found, tp=config.tp, flush=config.flush_cache)
         return Choice((external,), f"{url} (it runs already and serves {found})", running=True)
     if plan is not None and not plan.missing:
-        why = f"{_absence(found, url, models)}, and there is an accelerator" if plan.gpus else "--recipe"
+        why = f"{_absence(found, url, models)}, and there is an accelerator" if plan.gpus else "--recipe was typed"
         return _launched(config, plan, logs, voice, why)
     missing = plan.missing if plan is not None else "no accelerator is visible for SGLang"
     if problem is not None:
@@ -91,6 +91,12 @@ def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, 
             raise problem
     if typed := config.launch.typed:
         raise ServerError(f"{typed[0]} says how SGLang is launched, but {missing}; see --engine sglang")
+    if config.model is not None and not config.model_from_environment:
+        # The embedded engine has a model of its own, whose figures nobody asked for.
+        raise ServerError(
+            f"--model {config.model} was typed, but {_absence(found, url, models)}, and {missing}; "
+            "start a server, name one with --server-url, or drop --model"
+        )
     return _reference(logs, f"the embedded reference engine, since {_absence(found, url, models)}, and {missing}")
 
 

@@ -98,6 +98,8 @@ def print_launch(config: SweepConfig, points: Sequence[Point], say: Callable[[st
         launches = plan.launches(points)
     except RecipeError as error:
         return str(error)
+    if plan.missing and config.launch.sglang_python is not None:
+        return plan.missing
     say(f"# recipe {plan.recipe.name}: {plan.recipe.summary}")
     if plan.missing:
         say(f"# {plan.missing}")

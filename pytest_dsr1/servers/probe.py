@@ -52,6 +52,15 @@ def served_models(url: str, timeout_s: float = TIMEOUT_S) -> dict[str, dict[str,
     return models
 
 
+def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
+    """Whether anybody speaks HTTP there."""
+    try:
+        request("GET", url, timeout_s)
+    except requests.RequestException:
+        return False
+    return True
+
+
 def is_healthy(url: str, timeout_s: float = TIMEOUT_S) -> bool:
     """Whether /health answers 200. Never ask while measuring: SGLang runs a prefill for each."""
     try:

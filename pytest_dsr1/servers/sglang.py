@@ -134,7 +134,7 @@ class SglangServer:
         self._voice.line(f"starting SGLang by recipe {launch.recipe}; log: {self._log}")
         process = Supervised(launch.argv, dict(launch.environment), self._log, STOP_GRACE_S)
         self._launch, self._process, self._start_s = launch, process, None
-        began = time.monotonic()
+        began, self._started = time.monotonic(), time.time()
         try:
             process.start()
             self._wait(launch, process, began)
@@ -142,7 +142,6 @@ class SglangServer:
             self._end()
             raise
         self._start_s = time.monotonic() - began
-        self._started = time.time()
         process.ready()
 
     def _wait(self, launch: Launch, process: Supervised, began: float) -> None:
@@ -237,6 +236,11 @@ def require_port(launch: Launch) -> None:
         return
     holder = holder_of(launch.port)
     by = f"by process {holder.pid} ({holder.command[:80]})" if holder is not None else "by a process not to be seen"
+    if holder is None and not probe.answers(launch.url, _ANSWER_S):
+        raise ServerError(
+            f"port {launch.port} cannot be bound, though nobody answers there: an outgoing connection may have it, up "
+            "to a minute after its end; wait, or choose another with --port"
+        )
     try:
         models = ", ".join(probe.served_models(launch.url, _ANSWER_S))
         serves = f", which serves {models}: measure it with --server-url {launch.url}, stop it,"
@@ -269,7 +273,8 @@ class _Reader:
 def kept_line(url: str | None, pid: int) -> str:
     """Where a server is that was kept, and how to be rid of it."""
     return (
-        f"the server keeps running at {url} (pid {pid}), and the next session finds it there; stop it with: kill {pid}"
+        f"the server keeps running at {url} (pid {pid}); measure it again with the same command, or with "
+        f"--server-url {url}; stop it with: kill {pid}"
     )
 
 

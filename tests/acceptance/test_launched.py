@@ -199,6 +199,10 @@ class TestWhileMeasuring:
         assert "    Load weight begin." in output
         assert results(project)[1]["validation"]["findings"][0]["check"] == "h11"
         assert "complete it with: pytest --resume" in output
+        # What was lost with the server was not measured: it is not left at that.
+        outcome = project.run("--resume", str(project.batch), *workers)
+        assert outcome.status == 0, outcome
+        assert statuses(project) == ["PASSED"] * 3
 
     def test_hang(self, project: Project, launch: Any, port: int) -> None:
         """One that is stopped answers nothing; it is ended all the same."""
@@ -338,6 +342,12 @@ class TestAuto:
         assert outcome.status == 0, outcome
         assert "served by the embedded reference engine, since no server answers" in outcome.output
         assert "no Python with SGLang was found" in outcome.output
+
+    def test_never_another_model_than_the_one_typed(self, project: Project, port: int) -> None:
+        """The embedded engine has a model of its own."""
+        outcome = project.run(*self.POINT, "--port", str(port), "--model", "mine")
+        assert outcome.status == 4, outcome
+        assert f"--model mine was typed, but no server answers at http://127.0.0.1:{port}" in outcome.output
 
     def test_a_recipe_is_asked_for_where_there_is(self, project: Project, port: int) -> None:
         """SGLang is to serve then, and nobody knows how."""

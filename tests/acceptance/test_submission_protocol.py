@@ -122,7 +122,7 @@ def test_total_deadline(script: dict[str, list[Reply]], state: State, words: str
     """What goes on for ever ends with --submit-timeout; where nothing was sent, it can be sent later."""
     with scripted_space(**script) as space:
         journal = finished_batch(tmp_path, space.url)
-        assert send(journal, timeout_s="1") == 1
+        assert send(journal, timeout_s="2") == 1
         assert states(journal) == [state]
         assert words in note(journal)
 

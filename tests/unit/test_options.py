@@ -169,7 +169,11 @@ def test_asked_for(name: str) -> None:
         ((*LENGTHS, "--engine", "vllm"), "--engine: 'vllm' is not accepted; use auto, sglang or reference"),
         ((*LENGTHS, "--server-url", "localhost:1"), "--server-url: 'localhost:1' is not accepted; use http://"),
         ((*LENGTHS, "--server-url", "http://a@b"), "--server-url: 'http://a@b' is not accepted"),
-        ((*LENGTHS, "--server-url", "http://a", "--server-url", "http://a/v1"), "--server-url: http://a"),
+        ((*LENGTHS, "--server-url", "http://a", "--server-url", "http://a/v1"), "http://a and http://a are one server"),
+        (
+            (*LENGTHS, "--server-url", "http://localhost:1", "--server-url", "http://127.0.0.1:1"),
+            "--server-url: http://localhost:1 and http://127.0.0.1:1 are one server; drop one",
+        ),
         ((*LENGTHS, "--port", "70000"), "--port: '70000' is not accepted; use a whole number from 1 to 65535"),
         ((*LENGTHS, "--random-range-ratio", "1.5"), "--random-range-ratio: '1.5' is not accepted"),
         ((*LENGTHS, "--random-range-ratio", "nan"), "--random-range-ratio: 'nan' is not accepted"),
