@@ -52,10 +52,12 @@ def activate(config: pytest.Config, typed: options.Typed) -> None:
     config.stash[MISSING] = None if not journals or by_name else _missing(config, journals)
     if given is None:
         from pytest_dsr1.session import Sweep
+        from pytest_dsr1.workers import Controller
 
         sweep = Sweep(config, sweep_config, values, journals)
         config.stash[SWEEP] = sweep
         config.pluginmanager.register(sweep, "dsr1_sweep")
+        config.pluginmanager.register(Controller(config, sweep), "dsr1_controller")
         if sweep_config.mode is Mode.SUBMIT:
             from pytest_dsr1.submission import Submission
 

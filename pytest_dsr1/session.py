@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pytest_dsr1 import collection, options, preflight, workers
-from pytest_dsr1.activation import MISSING, selects_by_name
+from pytest_dsr1.activation import MISSING
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.summary import Status
@@ -31,7 +31,7 @@ from pytest_dsr1.servers.recipe import RecipeError
 from pytest_dsr1.serving import Serving, launch_note, require_measurable
 
 #: What pytest itself exits with after an interruption, and a shell after SIGTERM.
-_EXIT_TERMINATED = 143
+EXIT_TERMINATED = 143
 #: For a server that a worker found gone.
 _PATIENCE_S = 5.0
 _POINT_ID = re.compile(r"\[.*?isl(\d+)-osl(\d+)-conc(\d+).*?\]$")
@@ -71,6 +71,11 @@ class Sweep:
     def begun(self) -> bool:
         """Whether the session came so far that there are batches."""
         return self._begun
+
+    @property
+    def terminated(self) -> bool:
+        """Whether SIGTERM ends it."""
+        return self._terminated
 
     @property
     def journals(self) -> tuple[Journal, ...]:
@@ -186,37 +191,6 @@ class Sweep:
     def stop_server(self) -> None:
         if self._serving is not None:
             self._serving.stop()
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
-        """Hand an xdist worker what the controller owns."""
-        from pytest_dsr1.bench import served_to_json
-
-        given = node.workerinput["dsr1"] = {
-            "prompt_seed": self.config.prompt_seed,
-            "by_name": selects_by_name(self._pytest),
-            "folders": {str(scenario): str(folder) for scenario, folder in self.folders.items()},
-        }
-        if not self.measures:
-            return
-        try:
-            given["served"] = served_to_json(self.serving.bind(node, self.first_point))
-        except ServerError as error:
-            # Said by its first test, so that the batch has it too.
-            given["lost"] = str(error)
-        except KeyboardInterrupt:
-            if self._terminated:
-                raise pytest.exit.Exception("terminated", returncode=_EXIT_TERMINATED) from None
-            raise
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        if self._serving is not None:
-            self._serving.release(node)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        return workers.make_scheduler(config, log)
 
     # -- which tests ------------------------------------------------------------------------------------------
 
@@ -363,7 +337,7 @@ class Sweep:
         }
         failed = any(journal.batch.count(Status.FAILED) for journal in self._journals.values())
         if self._terminated:
-            session.exitstatus = _EXIT_TERMINATED
+            session.exitstatus = EXIT_TERMINATED
         elif session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._misses_nothing:
             # Nothing was missing: what the batch says is what there is to say.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED if failed else pytest.ExitCode.OK

@@ -1,13 +1,18 @@
-"""pytest-xdist: how many workers there may be, and which tests stay together on one of them."""
+"""pytest-xdist: how many workers there may be, which server each has, and which tests stay together on one."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_dsr1.activation import selects_by_name
 from pytest_dsr1.core.config import SweepConfig
+
+if TYPE_CHECKING:
+    # The plugin needs no more of this module than a number, until a sweep is asked for.
+    from pytest_dsr1.session import Sweep
 
 #: A point's part of a node id; concurrency alone would put points of different scenarios together.
 _POINT = re.compile(r"isl\d+-osl\d+-conc\d+")
@@ -66,3 +71,44 @@ def make_scheduler(config: pytest.Config, log: Any) -> Any:
     # In the order of the sweep, not by the number of tests.
     config.option.loadscopereorder = False
     return ByPoint(config, log)
+
+
+class Controller:
+    """The hooks of xdist's controller: each worker gets one server, and what it may not find out by itself."""
+
+    def __init__(self, config: pytest.Config, sweep: Sweep) -> None:
+        self._pytest = config
+        self._sweep = sweep
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        from pytest_dsr1.bench import served_to_json
+        from pytest_dsr1.servers import ServerError
+        from pytest_dsr1.session import EXIT_TERMINATED
+
+        sweep = self._sweep
+        given = node.workerinput["dsr1"] = {
+            "prompt_seed": sweep.config.prompt_seed,
+            "by_name": selects_by_name(self._pytest),
+            "folders": {str(scenario): str(folder) for scenario, folder in sweep.folders.items()},
+        }
+        if not sweep.measures:
+            return
+        try:
+            given["served"] = served_to_json(sweep.serving.bind(node, sweep.first_point))
+        except ServerError as error:
+            # Said by its first test, so that the batch has it too.
+            given["lost"] = str(error)
+        except KeyboardInterrupt:
+            if sweep.terminated:
+                raise pytest.exit.Exception("terminated", returncode=EXIT_TERMINATED) from None
+            raise
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        if self._sweep.measures:
+            self._sweep.serving.release(node)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        return make_scheduler(config, log)

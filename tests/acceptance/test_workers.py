@@ -181,6 +181,18 @@ def test_interrupted_and_resumed(project: Project, pair: tuple[TimedServer, Time
     assert len(results(project)) == 6
 
 
+def test_a_worker_that_crashes_has_a_successor(project: Project, pair: tuple[TimedServer, TimedServer]) -> None:
+    """It gets the same server and does what is left; the point under way has failed."""
+    process = project.start(*SWEEP, "--scenario", "16/1", *urls(pair[0]), "-n", "1")
+    wait_until(lambda: len(pair[0].truth()["requests"]) > REQUESTS[1] + 4, "the second point is measured")
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert [line.split()[3] for line in project.lines()] == ["CONC=1:", "CONC=2:", "CONC=4:"]
+    assert [line.split()[4] for line in project.lines()] == ["PASSED", "FAILED", "PASSED"]
+
+
 def test_a_server_that_dies_ends_the_sweep(project: Project) -> None:
     """The other worker finishes what it is at; the rest is not run, and the exit status is 1."""
     with timed_server(ttft_s=0.02) as one, timed_server(ttft_s=0.02) as other:
