@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -54,6 +55,8 @@ def _open(url: str) -> IO[str]:
     # One folder for all users of the machine, since they share the server. O_NOFOLLOW: anybody may have put it there.
     folder = Path(tempfile.gettempdir()) / "pytest-dsr1-locks"
     folder.mkdir(exist_ok=True)
+    if folder.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a link, and may lead anywhere", str(folder))
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o1777)
     same = url.replace("//localhost", "//127.0.0.1")

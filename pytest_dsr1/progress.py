@@ -99,7 +99,8 @@ class Terminal:
     def _begin(self) -> float:
         # Inside a test sys.stdout is pytest's, unless capturing is off.
         with self._uncaptured():
-            self._live = sys.stdout.isatty()
+            # Without pytest's reporter there is no line to write behind.
+            self._live = sys.stdout.isatty() and self._config.pluginmanager.has_plugin("terminalreporter")
         now = self._clock()
         self._due = now if self._live else now + PLAIN_PERIOD_S
         return now

@@ -158,6 +158,9 @@ class Serving:
         except (ServerError, ServerBusyError) as error:
             self._failure = error if isinstance(error, ServerError) else ServerError(str(error))
             raise self._failure from None
+        except OSError as error:
+            self._failure = ServerError(f"the server cannot be locked: {error.filename}: {error.strerror}")
+            raise self._failure from None
         self._served[place] = served
         return served
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,9 +55,25 @@ def make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     class ByPoint(LoadScopeScheduling):  # type: ignore[misc] # xdist is untyped
+        workqueue: OrderedDict[str, dict[str, bool]]
+
         def _split_scope(self, nodeid: str) -> str:
             match = _POINT.search(nodeid)
             return match[0] if match else str(super()._split_scope(nodeid))
+
+        def remove_node(self, node: Any) -> str | None:
+            """Take up what a worker left, but for the test that it crashed in: that one has failed."""
+            workload = self.assigned_work.pop(node)
+            left = [(unit, nodeid) for unit in workload.values() for nodeid, done in unit.items() if not done]
+            if not left:
+                return None
+            unit, crashed = left[0]
+            unit[crashed] = True
+            waiting = {scope: unit for scope, unit in workload.items() if not all(unit.values())}
+            self.workqueue = OrderedDict({**waiting, **self.workqueue})
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return str(crashed)
 
         def _reschedule(self, node: Any) -> None:
             super()._reschedule(node)

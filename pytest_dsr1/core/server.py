@@ -111,18 +111,20 @@ def identity_changes(before: Served, after: Served) -> tuple[str, ...]:
 
 
 def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same of two results' `server` objects."""
+    """The same of two results' `server` objects.
+
+    What only one of them has is no change: a server that did not answer once, or that says more from now on.
+    """
     one, other = _identity(before), _identity(after)
     return tuple(
-        f"{name}: {one.get(name, 'not said')} -> {other.get(name, 'not said')}"
-        for name in (*one, *(name for name in other if name not in one))
-        if one.get(name) != other.get(name)
+        f"{name}: {value} -> {other[name]}" for name, value in one.items() if name in other and value != other[name]
     )
 
 
 def _identity(server: Mapping[str, Any]) -> dict[str, Any]:
     process = {f"process {name}": value for name, value in (server.get("process") or {}).items()}
-    return {"model": server.get("model"), "num_gpus": server.get("num_gpus"), **process, **(server.get("info") or {})}
+    said = {name: server[name] for name in ("model", "num_gpus") if server.get(name) is not None}
+    return {**said, **process, **(server.get("info") or {})}
 
 
 def is_loopback(url: str) -> bool:

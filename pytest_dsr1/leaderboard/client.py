@@ -74,12 +74,17 @@ class Leaderboard:
         :raises LeaderboardError: It did not answer, or is no leaderboard.
         """
         until, pauses = time.monotonic() + patience_s, _pauses()
+        said: LeaderboardError | None = None
         while True:
             try:
                 return self._labels(until)
             except LeaderboardError as error:
-                if not error.transient or not _sleep(next(pauses), until):
+                if not error.transient:
                     raise
+                if not _sleep(next(pauses), until):
+                    # The time may have run out within this attempt: the one before says more.
+                    raise (said or error) from None
+                said = error
 
     def _labels(self, until: float) -> tuple[str, ...]:
         config = self._json("/config", until)

@@ -30,6 +30,7 @@ _DYING_S = 3.0
 LONG_START_S = 60.0
 #: Of the log, for messages.
 _TAIL_BYTES = 64 * 1024
+_LINE_LENGTH = 4096
 
 
 class SglangServer:
@@ -260,13 +261,15 @@ class _Reader:
     def lines(self) -> list[str]:
         try:
             with self._path.open("rb") as log:
-                log.seek(self._place)
-                data = log.read()
+                # The end of it: a server may write faster than anybody reads.
+                self._place = log.seek(max(self._place, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                data = log.read(_TAIL_BYTES)
         except OSError:
             return []
         self._place += len(data)
         # A progress bar rewrites its line.
         *lines, self._partial = (self._partial + data.decode(errors="replace")).replace("\r", "\n").split("\n")
+        self._partial = self._partial[-_LINE_LENGTH:]
         return lines
 
 

@@ -130,6 +130,8 @@ class Supervised:
         """End it: SIGTERM, SIGKILL after the grace, the whole group."""
         if self._process is None:
             return self.ended
+        # Should somebody have stopped it, it could not hear.
+        self._process.send_signal(signal.SIGCONT)
         self._tell("stop")
         try:
             self.poll(self.grace_s + _END_TIMEOUT_S)

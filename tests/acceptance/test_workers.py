@@ -191,6 +191,8 @@ def test_a_worker_that_crashes_has_a_successor(project: Project, pair: tuple[Tim
     assert process.returncode == 1, output
     assert [line.split()[3] for line in project.lines()] == ["CONC=1:", "CONC=2:", "CONC=4:"]
     assert [line.split()[4] for line in project.lines()] == ["PASSED", "FAILED", "PASSED"]
+    # It is not measured a second time behind the summary's back.
+    assert sorted(results(project)) == ["result_isl16_osl1_conc1.json", "result_isl16_osl1_conc4.json"]
 
 
 def test_a_server_that_dies_ends_the_sweep(project: Project) -> None:

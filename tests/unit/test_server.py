@@ -50,7 +50,8 @@ def test_identity_is_process_model_and_arguments() -> None:
         "version: 1 -> 2",
         "tp_size: 2 -> 4",
     )
-    assert identity_changes(before, replace(before, info={"version": "1"})) == ("tp_size: 2 -> not said",)
+    # /server_info may fail once; whoever answers in another's place says something else.
+    assert identity_changes(before, replace(before, info={}, num_gpus=None)) == ()
 
 
 def test_secrets_stay_out_of_results() -> None:
