@@ -224,7 +224,7 @@ CAUSES = [
         "give the container more",
     ),
     ("OSError: [Errno 24] Too many open files", "a limit of this machine was reached", "ulimit -n"),
-    ("PermissionError: [Errno 13] Permission denied: '/root/.cache'", "may not use /root/.cache", "HF_HOME"),
+    ("PermissionError: [Errno 13] Permission denied: '/home/ada/.cache'", "may not use /home/ada/.cache", "HF_HOME"),
     (MISSING_MODEL[-1], "there is no folder /models/nothing-here", "--model"),
     (
         "OSError: someone/nothing is not a local folder and is not a valid model identifier listed on the hub",
