@@ -92,8 +92,8 @@ def test_one_that_is_killed(servers: Servers) -> None:
 
 def test_environment_is_ours_and_what_is_added(servers: Servers) -> None:
     """A variable of the recipe is there beside those of the shell."""
-    server = servers.start(after="print(os.environ['GIVEN'], os.environ['PATH']); sys.exit(0)")
-    assert wait_for_end(server).tail[-1] == f"yes {os.environ['PATH']}"
+    server = servers.start(after="print(os.environ['GIVEN'], os.environ['HOME']); sys.exit(0)")
+    assert wait_for_end(server).tail[-1] == f"yes {os.environ['HOME']}"
 
 
 def test_stopped_in_good_order(servers: Servers) -> None:
