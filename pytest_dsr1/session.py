@@ -281,10 +281,11 @@ class Sweep:
 
     def _reason(self, report: pytest.TestReport) -> str:
         """Why a test failed, in one line."""
-        if getattr(report, "dsr1_lost", False) and hasattr(report, "node"):
+        known = ""
+        if getattr(report, "dsr1_lost", False) and hasattr(report, "node") and self.serving.plan is not None:
             # A worker knows only that nobody answers; whoever started the server knows what it died of.
-            self._obituary = self.serving.problem(_PATIENCE_S)
-        return first_line(self._obituary) or getattr(report, "dsr1_reason", "") or _last_line(report)
+            known = self._obituary = self.serving.problem(_PATIENCE_S)
+        return first_line(known) or getattr(report, "dsr1_reason", "") or _last_line(report)
 
     def _run_again_with_lf(self, nodeid: str) -> None:
         """Have --lf select a performance test that the gate skipped.
@@ -372,7 +373,7 @@ class Sweep:
 
     def pytest_unconfigure(self) -> None:
         # Of a session that was interrupted before it had any tests.
-        for journal in self._journals.values():
+        for journal in self._journals.values() if self._begun else ():
             journal.discard_if_empty()
         # A second Ctrl+C has ended the server at once, and there is nothing left to interrupt.
         with suppress(KeyboardInterrupt):

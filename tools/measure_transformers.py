@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
 from pytest_dsr1.accuracy.documents import AccuracyTask, wikitext_task
+from pytest_dsr1.accuracy.lm import rolling_windows
 from pytest_dsr1.core.accuracy_baselines import to_json
 from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures
 from pytest_dsr1.vocabulary import Endpoint, Tokenizer, find_tokenizer
@@ -48,14 +47,7 @@ class Scored:
 def windows(task: AccuracyTask, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
     """(context, scored tokens) of each request that a sweep sends for `task`, document by document."""
     for document in task.documents:
-        rolling = get_rolling_token_windows(
-            token_list=tokenizer.encode(document.text),
-            prefix_token=tokenizer.prefix_token_id,
-            # lm-eval's own arithmetic: one less for the generated token, one less for the context
-            max_seq_len=task.max_length - 2,
-            context_len=1,
-        )
-        yield from map(make_disjoint_window, rolling)
+        yield from rolling_windows(document.text, tokenizer, task.max_length)
 
 
 def score(folder: Path, dtype: str, task: AccuracyTask, python: Path) -> Scored:

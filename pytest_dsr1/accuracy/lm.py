@@ -80,6 +80,21 @@ class Window:
         return self.context + self.scored
 
 
+def rolling_windows(text: str, tokenizer: Tokenizer, max_length: int) -> Iterator[tuple[list[int], list[int]]]:
+    """(context, scored tokens) of each request that a text makes, by lm-eval's rolling windows.
+
+    :param max_length: Tokens of a request and of what it generates, as an `AccuracyTask` has it.
+    """
+    windows = get_rolling_token_windows(
+        token_list=tokenizer.encode(text),
+        prefix_token=tokenizer.prefix_token_id,
+        # lm-eval's own arithmetic: one less for the generated token, one less for the context.
+        max_seq_len=max_length - 2,
+        context_len=1,
+    )
+    return map(make_disjoint_window, windows)
+
+
 class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is untyped
     """lm-eval's client of /v1/completions, with the windows of all documents in flight together.
 
@@ -110,6 +125,8 @@ class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is 
         )
         self._endpoint = endpoint
         self._tokens = tokenizer
+        # lm-eval's own `max_length` is one less.
+        self._task_length = max_length
         self._timeout_s = timeout_s
         self._progress = progress
         self.windows: list[Window] = []
@@ -119,7 +136,7 @@ class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is 
         self.windows = [
             Window(number, context, scored)
             for number, request in enumerate(requests)
-            for context, scored in self._windows(request.args[0])
+            for context, scored in rolling_windows(request.args[0], self._tokens, self._task_length)
         ]
         # Longest first, so that no long request is left to run alone at the end.
         self.windows.sort(key=lambda window: -len(window.prompt))
@@ -127,16 +144,6 @@ class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is 
         for window, value in zip(self.windows, asyncio.run(self._measured()), strict=True):
             totals[window.document] += value
         return totals
-
-    def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
-        windows = get_rolling_token_windows(
-            token_list=self._tokens.encode(text),
-            prefix_token=self._tokens.prefix_token_id,
-            # lm-eval's own arithmetic: one less for the generated token, one less for the context.
-            max_seq_len=self.max_length - 1,
-            context_len=1,
-        )
-        return map(make_disjoint_window, windows)
 
     async def _measured(self) -> list[float]:
         """Send every window, `num_concurrent` at a time; the log-likelihoods in the windows' order."""

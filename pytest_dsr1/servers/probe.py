@@ -15,6 +15,8 @@ from pytest_dsr1.servers.ports import holder_of
 
 #: Seconds for one of these calls; a healthy server answers in milliseconds, one busy with a long prefill in seconds.
 TIMEOUT_S = 30.0
+#: A server that is asked what it is, and fails for a moment, is asked so often, so far apart.
+TRIES, PAUSE_S = 3, 0.5
 #: SGLang refuses to flush while requests are running; what was cancelled takes a moment to go.
 FLUSH_DEADLINE_S = 30.0
 
@@ -29,13 +31,31 @@ def request(method: str, url: str, timeout_s: float = TIMEOUT_S) -> requests.Res
         return session.request(method, url, timeout=timeout_s)
 
 
-def served_models(url: str, timeout_s: float = TIMEOUT_S) -> dict[str, dict[str, Any]]:
+def _get(url: str, timeout_s: float, tries: int) -> requests.Response:
+    """GET, once more where it failed for a moment: a connection that broke, an HTTP 5xx. A time-out is no moment.
+
+    :raises requests.RequestException: No answer.
+    """
+    for _ in range(tries - 1):
+        try:
+            if (reply := request("GET", url, timeout_s)).status_code < 500:
+                return reply
+        except requests.Timeout:
+            raise
+        except requests.ConnectionError:
+            pass
+        time.sleep(PAUSE_S)
+    return request("GET", url, timeout_s)
+
+
+def served_models(url: str, timeout_s: float = TIMEOUT_S, tries: int = 1) -> dict[str, dict[str, Any]]:
     """The models that /v1/models names, with what it says of each.
 
+    :param tries: How often it is asked where it fails for a moment.
     :raises ServerError: No answer, or none that lists models.
     """
     try:
-        reply = request("GET", f"{url}/v1/models", timeout_s)
+        reply = _get(f"{url}/v1/models", timeout_s, tries)
     except requests.RequestException as error:
         raise ServerError(
             f"no server answers at {url} ({type(error).__name__}); start it, or correct --server-url"
@@ -101,7 +121,7 @@ def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int 
     :param insist: Whether another model than the wanted one is an error; if not, it is taken as a mere preference.
     :raises ServerError: No answer, several models to choose from, or not the wanted one.
     """
-    models = served_models(url)
+    models = served_models(url, tries=TRIES)
     listed = ", ".join(models)
     if model not in models:
         if model is not None and insist:
@@ -133,7 +153,7 @@ def _process(url: str) -> dict[str, Any] | None:
 
 def _json_object(url: str) -> dict[str, Any]:
     try:
-        reply = request("GET", url)
+        reply = _get(url, TIMEOUT_S, TRIES)
         said = reply.json() if reply.status_code == 200 else {}
     except (requests.RequestException, ValueError):
         return {}

@@ -67,6 +67,11 @@ def python(request: pytest.FixtureRequest) -> str:
         if other is None:
             pytest.skip("DSR1_TEST_GRADIO5 names no Python that has Gradio 5")
         return other
+    return require_gradio()
+
+
+def require_gradio() -> str:
+    """Our own Python, where it has Gradio; else a skip."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("Gradio is not installed: pip install 'pytest-dsr1[leaderboard]'")
     return sys.executable
@@ -248,11 +253,10 @@ def test_launched_server_to_sqlite(project: Project, python: str, shared: Path) 
 @pytest.mark.gradio
 def test_rehearsal_of_the_reference_engine(project: Project) -> None:
     """It may go to a leaderboard on this machine, which the header says; several scenarios go to several boards."""
-    if importlib.util.find_spec("gradio") is None:
-        pytest.skip("Gradio is not installed: pip install 'pytest-dsr1[leaderboard]'")
+    python = require_gradio()
     gate = with_baseline(project, None)
     with (
-        own_leaderboard(sys.executable, project.folder, "--scenario", "16/32,8/16") as (url, database),
+        own_leaderboard(python, project.folder, "--scenario", "16/32,8/16") as (url, database),
         byte_server(engine="pytest-dsr1-reference") as server,
     ):
         board = f"{url}/isl{{isl}}osl{{osl}}"
@@ -346,9 +350,7 @@ def test_page_in_a_browser(tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium is installed")
-    if importlib.util.find_spec("gradio") is None:
-        pytest.skip("Gradio is not installed: pip install 'pytest-dsr1[leaderboard]'")
-    with own_leaderboard(sys.executable, tmp_path) as (url, _):
+    with own_leaderboard(require_gradio(), tmp_path) as (url, _):
         board = Leaderboard(url)
         schema = match(board.labels(PATIENCE_S))
         for team, tput in (("Slow", 500.0), ("Fast & <b>bold</b>", 1500.0), ("Middle", 1000.0)):

@@ -51,3 +51,11 @@ def test_its_cache_is_emptied_before_each_measurement(project: Project, option: 
         outcome = project.run(*SWEEP, "--server-url", server.url, *option)
         assert outcome.status == 0, outcome
         assert server.truth()["flushes"] == flushes
+
+
+def test_a_call_that_fails_for_a_moment(project: Project) -> None:
+    """A server that once answers HTTP 500 to what it is, has not changed."""
+    with timed_server(server_info={"version": "1"}, info_failures=2) as server:
+        outcome = project.run(*SWEEP, "--server-url", server.url)
+    assert outcome.status == 0, outcome
+    assert {result["server"]["info"]["version"] for result in results(project)} == {"1"}

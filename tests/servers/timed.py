@@ -41,6 +41,7 @@ class Script:
     :param default: How all others are.
     :param server_info: What /server_info says, beside `vocab_size` and the model.
     :param later_info: What /server_info says beside it, once this many streamed requests have arrived.
+    :param info_failures: So often /server_info answers HTTP 500 before it answers once, and again after that.
     :param echo_logprob: Of every token of an echoed prompt.
     :param port: To listen on; 0: a free one.
     :param cpu: The core to run on; None: any.
@@ -53,6 +54,7 @@ class Script:
     vocab_size: int = 128_000
     server_info: dict[str, Any] = field(default_factory=dict)
     later_info: tuple[int, dict[str, Any]] = (0, {})
+    info_failures: int = 0
     echo_logprob: float = -1.0
     echo_fault: EchoFault = "none"
     port: int = 0
@@ -102,6 +104,7 @@ def timed_server(
     vocab_size: int = 128_000,
     server_info: dict[str, Any] | None = None,
     later_info: tuple[int, dict[str, Any]] | None = None,
+    info_failures: int = 0,
     echo_logprob: float = -1.0,
     echo_fault: EchoFault = "none",
     port: int = 0,
@@ -119,6 +122,7 @@ def timed_server(
         "vocab_size": vocab_size,
         "server_info": server_info or {},
         "later_info": later_info or (0, {}),
+        "info_failures": info_failures,
         "echo_logprob": echo_logprob,
         "echo_fault": echo_fault,
         "port": port,
@@ -170,6 +174,7 @@ class ScriptedServer:
         self._requests: list[dict[str, Any]] = []
         self._counts = {"connections": 0, "in_flight": 0, "flushes": 0, "fifo": 0}
         self._in_flight = 0
+        self._info_asked = 0
 
     def run(self) -> None:
         """Serve until killed."""
@@ -325,6 +330,9 @@ class ScriptedServer:
                 return response(200, {"object": "list", "data": [{"id": script.model, "object": "model"}]})
             case "/server_info" | "/get_server_info":
                 info = {"model_path": script.model, "served_model_name": script.model, "vocab_size": script.vocab_size}
+                self._info_asked += 1
+                if self._info_asked % (script.info_failures + 1):
+                    return error_response(500, "busy")
                 after, later = script.later_info
                 return response(200, info | script.server_info | (later if len(self._requests) >= after else {}))
             case "/flush_cache":

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_dsr1.accuracy.documents import AccuracyTask, Document
-from pytest_dsr1.accuracy.lm import CompletionsModel
-from pytest_dsr1.vocabulary import Endpoint, Tokenizer
+from pytest_dsr1.vocabulary import Tokenizer
 from tools.measure_reference import Figures
 from tools.measure_transformers import score, windows
 
@@ -49,14 +48,13 @@ def test_every_token_is_scored_once_behind_the_prefix_token() -> None:
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.text(max_size=60), st.integers(3, 20))
-def test_the_windows_are_those_of_a_sweep(text: str, max_length: int) -> None:
-    """Else the baseline would be one of another task."""
-    tokenizer = Tokenizer(bytes_as_ids, 0, "bytes")
-    sweep = CompletionsModel(
-        Endpoint("http://127.0.0.1:1", "m"), tokenizer, concurrency=1, max_length=max_length, timeout_s=1.0
+def test_windows_of_any_text(text: str, max_length: int) -> None:
+    """All tokens are scored, in order, and no request is longer than the task's."""
+    asked = list(
+        windows(AccuracyTask("t", (Document(text, 1),), max_length=max_length), Tokenizer(bytes_as_ids, 0, "-"))
     )
-    asked = windows(AccuracyTask("t", (Document(text, 1),), max_length=max_length), tokenizer)
-    assert list(asked) == list(sweep._windows(text))
+    assert [token for _, scored in asked for token in scored] == bytes_as_ids(text)
+    assert all(context and len(context) + len(scored) < max_length for context, scored in asked)
 
 
 def test_the_last_line_is_the_answer(tmp_path: Path) -> None:
