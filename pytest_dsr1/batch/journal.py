@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pytest_dsr1.batch import SUMMARY_NAME, read_result, write_atomically
 from pytest_dsr1.core.config import Mode, Point, Scenario
-from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.summary import Batch, PointState, Status, render_summary
 
 # Format history of batch.json:
@@ -25,41 +25,10 @@ from pytest_dsr1.core.summary import Batch, PointState, Status, render_summary
 #     two once a server answered
 SCHEMA_VERSION = 1
 STATE_NAME = "batch.json"
-SUMMARY_NAME = "summary.txt"
 
 
 class JournalError(ValueError):
     """A folder that is no batch, or one of another version."""
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content`, so that at any moment either the old or the new is there, whole."""
-    data = content.encode() if isinstance(content, str) else content
-    # A name that a killed run leaves, and the next one overwrites.
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def result_path(folder: Path, point: Point) -> Path:
-    return folder / f"result_isl{point.isl}_osl{point.osl}_conc{point.conc}.json"
-
-
-def samples_path(folder: Path, point: Point) -> Path:
-    return folder / f"samples_isl{point.isl}_osl{point.osl}_conc{point.conc}.npz"
 
 
 def new_folder(reports: Path, scenario: Scenario, started: float) -> Path:
@@ -152,19 +121,13 @@ class Journal:
         for state in self.batch.points:
             if state.status not in (Status.STARTED, Status.INTERRUPTED):
                 continue
-            result = self._result_since(state)
-            if result is not None and result.status is not None:
+            result = read_result(self.folder, Point(self.batch.scenario, state.conc))
+            # Not a result that this start of the point was to replace.
+            if result is None or state.started is None or result.written < state.started:
+                continue
+            if result.status is not None:
                 status = Status.PASSED if result.status == "PASSED" else Status.FAILED
                 self.batch = self.batch.with_point(state.ended(status, result.written, result.reason))
-
-    def _result_since(self, state: PointState) -> Result | None:
-        """The result that this start of the point wrote, not one that it was to replace."""
-        path = result_path(self.folder, Point(self.batch.scenario, state.conc))
-        try:
-            result = Result.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return result if state.started is not None and result.written >= state.started else None
 
     def select(self, tests: Mapping[int, tuple[str, ...]]) -> None:
         """Set what belongs to the batch: concurrency to the names of its selected tests, in sweep order.
@@ -209,6 +172,12 @@ class Journal:
                 f"{self.folder} was begun on {' / '.join(self.served)} (engine / model), "
                 f"now {engine} / {model} serves; a batch is of one"
             )
+
+    def add(self, conc: int, tests: tuple[str, ...]) -> None:
+        """Add a point that only a test of the user's own asked for."""
+        if all(state.conc != conc for state in self.batch.points):
+            known = {state.conc: state.tests for state in self.batch.points}
+            self.select({**known, conc: tests})
 
     def start(self, conc: int) -> None:
         self._set(self.batch.point(conc).started_at(self._now()))
