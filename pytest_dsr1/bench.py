@@ -15,11 +15,12 @@ from typing import Any
 from pytest_dsr1 import accuracy as accuracy_package
 from pytest_dsr1.accuracy.documents import AccuracyTask, task_for
 from pytest_dsr1.accuracy.evaluate import AccuracyMeasurement, evaluate, warm_up_imports
-from pytest_dsr1.core import accuracy_baselines
+from pytest_dsr1.core import gate
 from pytest_dsr1.core.baselines import B200Table
 from pytest_dsr1.core.config import Mode, Point, Scenario, SweepConfig
 from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, GateStatus, Verdict, judge
-from pytest_dsr1.core.result import AccuracyRecord, LoadRecord, Result, make_result
+from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
+from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.samples import LoadRun
 from pytest_dsr1.core.server import Served, identity_changes
 from pytest_dsr1.core.text import first_line
@@ -40,7 +41,7 @@ def published_baselines() -> tuple[AccuracyBaseline, ...]:
     """The project's own accuracy baselines, of all files in `baselines/`."""
     files = sorted(baselines_dir().glob("accuracy_*.json"))
     return tuple(
-        one for file in files for one in accuracy_baselines.from_json(file.read_text(encoding="utf-8"), file.name)
+        one for file in files for one in gate.baselines_from_json(file.read_text(encoding="utf-8"), file.name)
     )
 
 
@@ -54,7 +55,7 @@ def given_baselines(path: Path | None) -> tuple[AccuracyBaseline, ...]:
 
     :raises OSError, ValueError: The file cannot be read, or holds none.
     """
-    return () if path is None else accuracy_baselines.from_json(path.read_text(encoding="utf-8"), str(path))
+    return () if path is None else gate.baselines_from_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def endpoint_of(served: Served) -> Endpoint:
@@ -143,7 +144,7 @@ class Bench:
             self._look_after(error)
             reason = first_line(self.lost) or f"accuracy: {error}"
             return AccuracyRecord(verdict=Verdict(GateStatus.FAILED, reason))
-        baseline = accuracy_baselines.applicable(
+        baseline = gate.applicable(
             self.served.model,
             measured.task,
             published=published_baselines(),
@@ -180,7 +181,7 @@ class Bench:
             f"with pytest --record-accuracy-baseline, ids by {measured.tokenizer}"
         )
         new = AccuracyBaseline(self.served.model, measured.task, measured.figures, source)
-        write_atomically(path, accuracy_baselines.to_json(accuracy_baselines.merged(known, new)))
+        write_atomically(path, gate.baselines_to_json(gate.merged(known, new)))
 
     def load(self, point: Point) -> LoadRecord:
         """Measure `point` under load. The raw samples are on disk when this returns.

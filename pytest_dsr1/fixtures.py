@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     # Fixtures are known to every project that has the plugin; what they need is imported when one is used.
     from pytest_dsr1.bench import Bench
     from pytest_dsr1.core.config import Point
-    from pytest_dsr1.core.result import AccuracyRecord, LoadRecord, Result
+    from pytest_dsr1.core.record import AccuracyRecord, LoadRecord
+    from pytest_dsr1.core.result import Result
     from pytest_dsr1.core.server import Served
 
     Load: TypeAlias = Callable[[], LoadRecord]

@@ -79,8 +79,8 @@ def closing_lines(batch: Batch, results: Mapping[int, Result | None], folder: st
     ]
     for state in batch.points:
         result = results.get(state.conc)
-        warnings = [one for one in result.findings if one["severity"] == "warn"] if result is not None else []
-        lines += [f"CONC {state.conc}: warning {one['check']}: {one['message']}" for one in warnings]
+        warnings = [one for one in result.findings if one.severity == "warn"] if result is not None else []
+        lines += [f"CONC {state.conc}: warning {one.check}: {one.message}" for one in warnings]
     lines.append(f"{folder}/summary.txt: {batch.count(Status.PASSED)} of {len(batch.points)} passed")
     # What was not measured at all is begun anew, with other options perhaps.
     if any(state.finished for state in batch.points) and not all(state.finished for state in batch.points):

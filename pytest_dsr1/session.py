@@ -310,8 +310,8 @@ class Sweep:
         if result is not None and (changes := self.serving.changes_since_last(result.fields.get("server", {}))):
             journal.note(f"CONC {point.conc}: the server is not as it was for the point before: {changes}")
         for finding in result.findings if result is not None else ():
-            if finding["severity"] == "warn":
-                journal.note(f"CONC {point.conc}: warning {finding['check']}: {finding['message']}")
+            if finding.severity == "warn":
+                journal.note(f"CONC {point.conc}: warning {finding.check}: {finding.message}")
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         # Called for a session that stopped itself (`shouldstop`), too: with a class of pytest's own, or of xdist's.

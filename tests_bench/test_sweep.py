@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_dsr1.core.result import AccuracyRecord
+    from pytest_dsr1.core.record import AccuracyRecord
     from pytest_dsr1.fixtures import Load, Record
 
 
