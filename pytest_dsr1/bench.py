@@ -40,9 +40,7 @@ PATIENCE_S = 45.0
 def published_baselines() -> tuple[AccuracyBaseline, ...]:
     """The project's own accuracy baselines, of all files in `baselines/`."""
     files = sorted(baselines_dir().glob("accuracy_*.json"))
-    return tuple(
-        one for file in files for one in gate.baselines_from_json(file.read_text(encoding="utf-8"), file.name)
-    )
+    return tuple(one for file in files for one in gate.baselines_from_json(file.read_text(encoding="utf-8"), file.name))
 
 
 def b200_table() -> B200Table:

@@ -1,7 +1,7 @@
 """The published B200 table: its rows, and the comparison of a result with one of them.
 
 Leaderboards expect a comparison with the figures as they were published, so no figure is corrected here. What is wrong
-with a row is in its remark; tests/unit/test_baselines.py computes why. The caller reads the file; this module parses it.
+with a row is in its remark; tests/unit/test_baselines.py computes it. The caller reads the file; this module parses it.
 """
 
 from __future__ import annotations

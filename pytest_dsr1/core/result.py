@@ -284,6 +284,7 @@ class Result(_Object, frozen=True, kw_only=True):
         figures = [] if self.total_token_throughput is None else [f"{self.total_token_throughput:,.1f} tokens/s"]
         medians = (("TTFT", self.ttft_ms), ("TPOT", self.tpot_ms), ("E2E", self.e2e_ms))
         figures += [f"median {name} {latency.p50:,.1f} ms" for name, latency in medians if latency is not None]
-        what = "accuracy only" if self.point is None else self.point.id
-        said = f"{what} {self.verdict.status}" + (f": {', '.join(figures)}" if figures else "")
-        return f"Result({said}{f'; {self.reason}' if self.reason else ''})"
+        status = self.verdict.status if self.point is None else f"{self.point.id} {self.verdict.status}"
+        return (
+            f"Result({status}{': ' if figures else ''}{', '.join(figures)}{'; ' if self.reason else ''}{self.reason})"
+        )

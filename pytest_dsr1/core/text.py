@@ -63,7 +63,7 @@ def validation_message(error: Exception, document: object, name: str) -> str:
     :param document: The mapping or list that did not validate.
     :param name: What the document was read from.
     """
-    complaint, _, path = str(error).partition(" - at `$")
+    complaint, _, path = str(error).replace("`", "").partition(" - at $")
     place, found = [name], document
     for field, index in re.findall(r"\.(\w+)|\[([\d.]+)\]", path):
         if index == "...":
@@ -77,7 +77,7 @@ def validation_message(error: Exception, document: object, name: str) -> str:
             found = found.get(field) if isinstance(found, Mapping) else None
     where = ", ".join(place)
     if complaint.startswith("Expected "):
-        expected = complaint.partition(", got ")[0].removeprefix("Expected ").replace("`", "")
+        expected = complaint.partition(", got ")[0].removeprefix("Expected ")
         return f"{where}: expected {expected}, found {shown(found)}"
     complaint = complaint.replace("Object missing required field", "lacks the field")
-    return f"{where}: {complaint.replace('Object contains unknown field', 'has the unknown field').replace('`', '')}"
+    return f"{where}: {complaint.replace('Object contains unknown field', 'has the unknown field')}"

@@ -135,7 +135,9 @@ class TestSweep:
         """Both sides, with the exit status to match; a failed gate is named in the summary with its bound."""
         (baseline,) = baselines_from_json((recorded[0].folder / "mine.json").read_text(), "mine.json")
         figures = AccuracyFigures(**{name: value * (1 + percent / 100) for name, value in baseline.figures})
-        (project.folder / "altered.json").write_text(baselines_to_json([dataclasses.replace(baseline, figures=figures)]))
+        (project.folder / "altered.json").write_text(
+            baselines_to_json([dataclasses.replace(baseline, figures=figures)])
+        )
         outcome = project.run(
             *LENGTHS, *LIMIT, "--mode", "acc", "--server-url", reference_url, "--accuracy-baseline", "altered.json"
         )

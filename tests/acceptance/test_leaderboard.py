@@ -134,7 +134,9 @@ def test_row_is_stored_as_it_was_sent(spaces: str) -> None:
     send(f"{spaces}/fourteen", tput_per_gpu=1017.2612345678902)
     with urllib.request.urlopen(f"{spaces}/rows") as reply:
         rows = json.load(reply)
-    expected = make_entry(Result.from_fields(result_fields(tput_per_gpu=1017.2612345678902)), 'Team "A" \N{ROCKET}').values
+    expected = make_entry(
+        Result.from_fields(result_fields(tput_per_gpu=1017.2612345678902)), 'Team "A" \N{ROCKET}'
+    ).values
     assert [expected[field] for field in FIELDS_14] in rows
 
 

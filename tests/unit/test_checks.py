@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec.structs import replace as replace_in
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace as replace_in
 
 from pytest_dsr1.core.baselines import B200Row, B200Table
 from pytest_dsr1.core.checks import CHECKS, check_result
@@ -33,8 +33,12 @@ from tests.simulated_runs import (
 )
 
 ISL, OSL, CONC = 8, 6, 4
-ROW = B200Row(isl=ISL, osl=OSL, conc=CONC, median_e2e_ms=137, median_interactivity=83.567, tput_per_gpu=34.564, remark="")
-OTHER_ROW = B200Row(isl=ISL, osl=OSL, conc=64, median_e2e_ms=1813, median_interactivity=55.4, tput_per_gpu=79.4, remark="")
+ROW = B200Row(
+    isl=ISL, osl=OSL, conc=CONC, median_e2e_ms=137, median_interactivity=83.567, tput_per_gpu=34.564, remark=""
+)
+OTHER_ROW = B200Row(
+    isl=ISL, osl=OSL, conc=64, median_e2e_ms=1813, median_interactivity=55.4, tput_per_gpu=79.4, remark=""
+)
 TABLE = B200Table(name="t", source="t", gpus=8, range_ratio=0.8, remark="-", rows=(ROW, OTHER_ROW))
 RUN = closed_loop(concurrency=CONC, num_prompts=40, length=lambda index: OSL, isl=ISL)
 RESULT = result_of(RUN, isl=ISL, osl=OSL, row=ROW)
@@ -298,9 +302,7 @@ class TestCompleteness:
             *(sample(index=index, generated=3, requested=3 + (index == 2)) for index in range(4)), concurrency=4
         )
         result = result_of(run, isl=8, osl=4, range_ratio=0.7)
-        assert "request 2 generated 3 tokens of 4" in messages(
-            result, run.samples
-        )
+        assert "request 2 generated 3 tokens of 4" in messages(result, run.samples)
         assert found(result) == set()
 
     def test_a_run_that_gave_up_says_so_without_figures_too(self) -> None:
