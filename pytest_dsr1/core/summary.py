@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-import msgspec
-
 from pytest_dsr1.core.config import Mode, Scenario
 from pytest_dsr1.core.text import one_line, validation_message
 
@@ -115,6 +113,9 @@ class Batch:
 
     def to_fields(self) -> dict[str, Any]:
         """The JSON object of batch.json: lengths at its top level, and the folder's name left out."""
+        # Not at the top: the plugin imports this module in every pytest session, and msgspec takes 45 ms.
+        import msgspec
+
         fields = msgspec.to_builtins(self)
         del fields["folder"]
         return {**fields.pop("scenario"), **fields}
@@ -125,6 +126,8 @@ class Batch:
 
         :raises ValueError: The fields are not those of a batch; the message names the field.
         """
+        import msgspec
+
         try:
             return msgspec.convert({**fields, "scenario": fields, "folder": folder}, cls)
         except msgspec.ValidationError as error:
