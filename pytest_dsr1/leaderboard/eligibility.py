@@ -74,8 +74,8 @@ def _complete(result: Result, _loopback: bool) -> Iterator[str]:
 
 def _findings(result: Result, _loopback: bool) -> Iterator[str]:
     for finding in result.findings:
-        if finding.get("severity") == "reject":
-            yield f"{finding.get('check')}: {finding.get('message')}"
+        if finding.severity == "reject":
+            yield f"{finding.check}: {finding.message}"
 
 
 def _gpus(result: Result, _loopback: bool) -> Iterator[str]:

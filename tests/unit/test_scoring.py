@@ -97,7 +97,7 @@ def test_scores_are_shares(rows: list[Row]) -> None:
 
 
 def values(**changed: Any) -> dict[Field, Any]:
-    found: dict[Field, Any] = {**make_entry(Result(result_fields()), "Team").values}
+    found: dict[Field, Any] = {**make_entry(Result.from_fields(result_fields()), "Team").values}
     return found | {Field(name): value for name, value in changed.items()}
 
 
