@@ -12,7 +12,7 @@ import pytest
 
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.text import duration
-from pytest_dsr1.load import slots
+from pytest_dsr1.load.slots import LoadProgress
 
 #: Seconds between two looks of the live line, and between two plain lines.
 LIVE_PERIOD_S = 0.2
@@ -27,7 +27,7 @@ class Progress(Protocol):
         """Called with requests done, requests in all."""
 
     @contextmanager
-    def load(self, point: Point) -> Iterator[Callable[[slots.Progress], None]]:
+    def load(self, point: Point) -> Iterator[Callable[[LoadProgress], None]]:
         """Called with the load generator's own progress."""
 
 
@@ -39,7 +39,7 @@ class Silent:
         yield lambda done, total: None
 
     @contextmanager
-    def load(self, point: Point) -> Iterator[Callable[[slots.Progress], None]]:
+    def load(self, point: Point) -> Iterator[Callable[[LoadProgress], None]]:
         yield lambda progress: None
 
 
@@ -66,10 +66,10 @@ class Terminal:
             self._end()
 
     @contextmanager
-    def load(self, point: Point) -> Iterator[Callable[[slots.Progress], None]]:
+    def load(self, point: Point) -> Iterator[Callable[[LoadProgress], None]]:
         self._begin()
 
-        def report(progress: slots.Progress) -> None:
+        def report(progress: LoadProgress) -> None:
             self._say(
                 f"{point.id} ",
                 lambda: (
