@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_dsr1 import accuracy as accuracy_package
+from pytest_dsr1.accuracy import AccuracyError, AccuracyMeasurement, evaluate, warm_up_imports
 from pytest_dsr1.accuracy.documents import AccuracyTask, task_for
-from pytest_dsr1.accuracy.evaluate import AccuracyMeasurement, evaluate, warm_up_imports
+from pytest_dsr1.accuracy.tokenizer import Tokenizer, VocabSize, VocabularyError, find_tokenizer, find_vocab_size
 from pytest_dsr1.core import accuracy_baselines
 from pytest_dsr1.core.baselines import B200Table
 from pytest_dsr1.core.config import Mode, Point, Scenario, SweepConfig
@@ -30,7 +30,6 @@ from pytest_dsr1.progress import Progress
 from pytest_dsr1.resources import baseline_text, baselines_dir
 from pytest_dsr1.samples_file import samples_to_bytes
 from pytest_dsr1.servers import Server, ServerError
-from pytest_dsr1.vocabulary import Endpoint, Tokenizer, VocabSize, VocabularyError, find_tokenizer, find_vocab_size
 
 #: How long a server that answered no request may take to answer /health; SGLang itself gives its scheduler 20 s.
 PATIENCE_S = 45.0
@@ -57,12 +56,8 @@ def given_baselines(path: Path | None) -> tuple[AccuracyBaseline, ...]:
     return () if path is None else accuracy_baselines.from_json(path.read_text(encoding="utf-8"), str(path))
 
 
-def endpoint_of(served: Served) -> Endpoint:
-    return Endpoint(served.url, served.model, served.info)
-
-
 def prompt_plan(
-    config: SweepConfig, endpoint: Endpoint, tokenizer: Tokenizer | None = None
+    config: SweepConfig, served: Served, tokenizer: Tokenizer | None = None
 ) -> tuple[PromptPlan, VocabSize]:
     """The session's prompts, and who said how many ids they are made of.
 
@@ -70,8 +65,8 @@ def prompt_plan(
     :raises ValueError: Nobody knows the vocabulary, or its ids do not suffice.
     """
     if tokenizer is None and config.tokenizer is not None and config.vocab_size is None:
-        tokenizer = find_tokenizer(config.tokenizer, endpoint)
-    vocab = find_vocab_size(config.vocab_size, endpoint, tokenizer)
+        tokenizer = find_tokenizer(config.tokenizer, served)
+    vocab = find_vocab_size(config.vocab_size, served, tokenizer)
     return plan_prompts(config, vocab.size), vocab
 
 
@@ -81,7 +76,7 @@ def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, 
     :raises AccuracyError, VocabularyError: Corpus or tokenizer cannot be had.
     """
     task = task_for(reference=served.is_reference, data=config.accuracy_data, limit=config.accuracy_limit)
-    return task.within(served.context_length), find_tokenizer(config.tokenizer, endpoint_of(served))
+    return task.within(served.context_length), find_tokenizer(config.tokenizer, served)
 
 
 @dataclass
@@ -107,15 +102,11 @@ class Bench:
     _plan: tuple[PromptPlan, VocabSize] | None = None
     _b200: B200Table = field(default_factory=b200_table)
 
-    @property
-    def endpoint(self) -> Endpoint:
-        return endpoint_of(self.served)
-
     def prepare(self) -> None:
         """Do what takes the client's CPU and needs no server clock: imports, corpus, tokenizer."""
         if self.config.accuracy:
             warm_up_imports()
-            with suppress(accuracy_package.AccuracyError, VocabularyError):
+            with suppress(AccuracyError, VocabularyError):
                 # Raised again, and reported, where it is needed.
                 self._accuracy_source()
 
@@ -137,9 +128,9 @@ class Bench:
             task, tokenizer = self._accuracy_source()
             self.server.flush_cache()
             with self.progress.accuracy(point) as report:
-                measured = evaluate(task, self.endpoint, tokenizer, point.conc, progress=report)
+                measured = evaluate(task, self.served, tokenizer, point.conc, progress=report)
             changes = identity_changes(self.served, self.server.inspect())
-        except (accuracy_package.AccuracyError, VocabularyError, ServerError) as error:
+        except (AccuracyError, VocabularyError, ServerError) as error:
             self._look_after(error)
             reason = first_line(self.lost) or f"accuracy: {error}"
             return AccuracyRecord(verdict=Verdict(GateStatus.FAILED, reason))
@@ -216,7 +207,7 @@ class Bench:
 
     def _prompt_plan(self) -> tuple[PromptPlan, VocabSize]:
         if self._plan is None:
-            self._plan = prompt_plan(self.config, self.endpoint, self._tokenizer)
+            self._plan = prompt_plan(self.config, self.served, self._tokenizer)
         return self._plan
 
     def _keep_samples(self, point: Point, run: LoadRun) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dsr1.accuracy.documents import AccuracyTask, Document
-from pytest_dsr1.vocabulary import Tokenizer
+from pytest_dsr1.accuracy.tokenizer import Tokenizer
 from tools.measure_reference import Figures
 from tools.measure_transformers import score, windows
 
