@@ -203,12 +203,12 @@ def _refuse_restarts(plan: LaunchPlan, config: SweepConfig, workers: int) -> Non
 
 def _require_inputs(config: SweepConfig, served: Served) -> None:
     from pytest_dsr1.accuracy import AccuracyError
-    from pytest_dsr1.bench import accuracy_source, endpoint_of, prompt_plan
+    from pytest_dsr1.bench import accuracy_source, prompt_plan
 
     if config.mode is not Mode.ACC:
         for scenario in config.scenarios:
             require_context(scenario, served)
-        prompt_plan(config, endpoint_of(served))
+        prompt_plan(config, served)
     if config.accuracy:
         try:
             accuracy_source(config, served)

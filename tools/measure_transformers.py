@@ -21,8 +21,9 @@ from typing import Final
 
 from pytest_dsr1.accuracy.documents import AccuracyTask, wikitext_task
 from pytest_dsr1.accuracy.lm import rolling_windows
+from pytest_dsr1.accuracy.tokenizer import Tokenizer, find_tokenizer
 from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, baselines_to_json
-from pytest_dsr1.vocabulary import Endpoint, Tokenizer, find_tokenizer
+from pytest_dsr1.core.server import Served
 from tools.measure_reference import Figures
 
 SCORER: Final = Path(__file__).with_name("transformers_log_likelihoods.py")
@@ -54,7 +55,7 @@ def score(folder: Path, dtype: str, task: AccuracyTask, python: Path) -> Scored:
 
     :raises SystemExit: `python` lacks torch or transformers, or cannot load the folder; its own words went before.
     """
-    tokenizer = find_tokenizer(str(folder), Endpoint("", folder.name))
+    tokenizer = find_tokenizer(str(folder), Served(url="", model=folder.name, engine="external"))
     asked = list(windows(task, tokenizer))
     try:
         reply = subprocess.run(

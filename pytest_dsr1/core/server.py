@@ -110,6 +110,15 @@ class Served:
         return fields
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the model's files: tokenizer_path, model_path, the model's name.
+
+        The first two as the server reports them; no name twice.
+        """
+        reported = (self.info.get(key) for key in ("tokenizer_path", "model_path"))
+        return tuple(dict.fromkeys([*(name for name in reported if isinstance(name, str) and name), self.model]))
+
+    @property
     def kept_info(self) -> dict[str, Any]:
         """The part of `info` that is kept with a result: version and arguments."""
         return {key: self.info[key] for key in _KEPT if self.info.get(key) is not None}

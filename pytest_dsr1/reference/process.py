@@ -19,7 +19,7 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
-from pytest_dsr1.reference.app import Engine, make_app
+from pytest_dsr1.reference.app import InferenceEngine, make_app
 from pytest_dsr1.reference.weights import CheckpointError
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--max-running", type=int, default=128, help="Most sequences decoded at a time (default: 128)")
     arguments = parser.parse_args()
     try:
-        engine = Engine.load(
+        engine = InferenceEngine.load(
             arguments.model.resolve(), max_running=arguments.max_running, context_length=arguments.context_length
         )
     except CheckpointError as error:
@@ -46,7 +46,7 @@ def main() -> None:
     uvloop.run(_serve(engine, arguments.host, arguments.port))
 
 
-async def _serve(engine: Engine, host: str, port: int) -> None:
+async def _serve(engine: InferenceEngine, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signal_ in (signal.SIGTERM, signal.SIGINT):

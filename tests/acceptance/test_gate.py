@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate
 from pytest_dsr1.accuracy.documents import task_for
-from pytest_dsr1.accuracy.evaluate import AccuracyMeasurement, evaluate
+from pytest_dsr1.accuracy.tokenizer import find_tokenizer
 from pytest_dsr1.core.gate import (
     AccuracyBaseline,
     AccuracyFigures,
@@ -24,7 +25,6 @@ from pytest_dsr1.core.gate import (
 from pytest_dsr1.resources import baseline_text
 from pytest_dsr1.servers.probe import inspect
 from pytest_dsr1.servers.reference import ReferenceServer
-from pytest_dsr1.vocabulary import Endpoint, find_tokenizer
 from tests.conftest import ROOT
 from tests.project import Outcome, Project
 from tools.quantize_reference import quantised_copy
@@ -38,8 +38,7 @@ LIMIT = ("--accuracy-limit", "3", "--conc", "4")
 def measured(url: str, concurrency: int = 8) -> AccuracyMeasurement:
     """Accuracy of the engine at `url` on its whole corpus."""
     served = inspect(url)
-    endpoint = Endpoint(served.url, served.model, served.info)
-    return evaluate(task_for(reference=True), endpoint, find_tokenizer(None, endpoint), concurrency)
+    return evaluate(task_for(reference=True), served, find_tokenizer(None, served), concurrency)
 
 
 @pytest.fixture(scope="module")

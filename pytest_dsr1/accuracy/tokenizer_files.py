@@ -1,4 +1,4 @@
-"""A model's tokenizer as its files describe it, in a folder or at the hub."""
+"""Reads a model's tokenizer files, from a folder or from the hub."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What is fetched from the hub: kilobytes to a few megabytes, never weights.
+from pytest_dsr1.core.text import first_line
+
+#: Files fetched from the hub: kilobytes to a few megabytes, never weights.
 _HUB_FILES = ("tokenizer_config.json", "config.json", "tokenizer.json")
 
 
 class TokenizerNotFoundError(LookupError):
-    """A source has no usable tokenizer; the text says which and why."""
+    """A source has no usable tokenizer; the message names the source and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What a model's files say; None for what they leave open.
+    """What a model's files say; None for what they do not say.
 
+    :param source: The folder, or the model's name at the hub.
     :param encode: Text to ids, without special tokens.
     :param prefix_token_id: BOS, else EOS.
-    :param vocab_size: Ids without added tokens, and never more than the model has rows for.
+    :param vocab_size: Number of ids without added tokens; at most the number of rows of the model's embedding.
     """
 
     source: str
@@ -31,10 +34,10 @@ class TokenizerFiles:
 
 
 def read_folder(folder: Path, source: str | None = None) -> TokenizerFiles:
-    """Read a Hugging Face model folder; nothing is fetched.
+    """Read a Hugging Face model folder, without access to the network.
 
-    :param source: How errors and results name it; the folder itself by default.
-    :raises TokenizerNotFoundError: No such folder, or no file of use in it.
+    :param source: Its name in errors and results; by default the folder's path.
+    :raises TokenizerNotFoundError: if the folder does not exist or has no usable file.
     """
     folder = folder.expanduser()
     source = source or str(folder)
@@ -51,9 +54,9 @@ def read_folder(folder: Path, source: str | None = None) -> TokenizerFiles:
 
 
 def read_hub(name: str) -> TokenizerFiles:
-    """Read a model's files at the hub, or in its cache where HF_HUB_OFFLINE says so.
+    """Read a model's files from the hub, or from its cache if HF_HUB_OFFLINE is set.
 
-    :raises TokenizerNotFoundError: The hub has none, or cannot be reached.
+    :raises TokenizerNotFoundError: if the hub has none of the files, or cannot be reached.
     """
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -64,20 +67,20 @@ def read_hub(name: str) -> TokenizerFiles:
             found = Path(huggingface_hub.hf_hub_download(name, file, local_files_only=unreachable))
         except EntryNotFoundError as error:
             missing: Exception = error
-            # Not asked a second time: its client takes 24 s to find that nobody answers.
+            # An unreachable hub is asked only once: its client takes 24 s to give up.
             unreachable = unreachable or isinstance(error, LocalEntryNotFoundError)
-        # The hub's client, its HTTP library and its checks of a name have a hierarchy each.
+        # The hub's client, its HTTP library and its validation of names raise unrelated exceptions.
         except Exception as error:
-            raise TokenizerNotFoundError(f"the hub has no {name} ({_first_line(error)})") from None
+            raise TokenizerNotFoundError(f"the hub has no {name} ({_reason(error)})") from None
     if found is None:
-        raise TokenizerNotFoundError(f"the hub has no tokenizer of {name} ({_first_line(missing)})")
+        raise TokenizerNotFoundError(f"the hub has no tokenizer of {name} ({_reason(missing)})")
     return read_folder(found.parent, f"{name} at the hub")
 
 
 def _from_tokenizer_json(
     folder: Path, source: str, settings: dict[str, object], config: dict[str, object]
 ) -> TokenizerFiles:
-    # The file itself, not transformers: its classes may rebuild a tokenizer, and versions differ in adding BOS.
+    # Not through transformers: its classes may rebuild the tokenizer, and its versions differ in adding BOS.
     import tokenizers
 
     try:
@@ -101,14 +104,14 @@ def _from_tokenizer_json(
 
 
 def _from_transformers(folder: Path, source: str) -> TokenizerFiles:
-    """A tokenizer in an older form (a SentencePiece model, say), which transformers knows how to read."""
+    """Read a tokenizer in an older format, e.g. a SentencePiece model."""
     import transformers
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    # Whatever a tokenizer class raises: the folder is the user's.
+    # A tokenizer class of any model may raise anything.
     except Exception as error:
-        raise TokenizerNotFoundError(f"the tokenizer of {source} cannot be read: {_first_line(error)}") from None
+        raise TokenizerNotFoundError(f"the tokenizer of {source} cannot be read: {_reason(error)}") from None
     prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return TokenizerFiles(
         source,
@@ -119,7 +122,7 @@ def _from_transformers(folder: Path, source: str) -> TokenizerFiles:
 
 
 def _json(path: Path) -> dict[str, object]:
-    """The object in a file; empty where there is none."""
+    """The JSON object in a file; empty if there is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -128,14 +131,14 @@ def _json(path: Path) -> dict[str, object]:
 
 
 def _content(token: object) -> str | None:
-    """A special token's text: tokenizer_config.json has it plain, or as an object with `content`."""
+    """The text of a special token, which is a string or an object with `content`."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
 
 
 def _special_id(config: dict[str, object]) -> int | None:
-    """The id of BOS, else of EOS, in config.json; a list of EOS ids begins with the one for plain text."""
+    """The id of BOS, else of EOS, in config.json; of several EOS ids the first."""
     for key in ("bos_token_id", "eos_token_id"):
         value = config.get(key)
         if isinstance(value, list) and value:
@@ -149,5 +152,5 @@ def _positive(value: object) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _reason(error: Exception) -> str:
+    return first_line(str(error).strip()) or type(error).__name__
