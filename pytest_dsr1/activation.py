@@ -59,9 +59,9 @@ def activate(config: pytest.Config, typed: options.Typed) -> None:
         config.pluginmanager.register(sweep, "dsr1_sweep")
         config.pluginmanager.register(Controller(config, sweep), "dsr1_controller")
         if sweep_config.mode is Mode.SUBMIT:
-            from pytest_dsr1.submission import Submission
+            from pytest_dsr1.submit.plugin import SubmitPlugin
 
-            config.pluginmanager.register(Submission(config, sweep, environ), "dsr1_submission")
+            config.pluginmanager.register(SubmitPlugin(sweep, environ), "dsr1_submission")
 
 
 def _reopen(folder: Path) -> Journal:

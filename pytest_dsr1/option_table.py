@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_dsr1.core.config import Engine, Mode
-from pytest_dsr1.leaderboard.teams import MAX_TEAM
+from pytest_dsr1.core.config import Engine, Mode, scenarios_of
+from pytest_dsr1.core.routing import MAX_TEAM
 from pytest_dsr1.option_values import (
     absolute_path,
     address,
@@ -18,7 +18,6 @@ from pytest_dsr1.option_values import (
     integer,
     number,
     recipe,
-    scenarios,
     server_url,
     team,
 )
@@ -64,7 +63,7 @@ OPTIONS = (
         name="--scenario",
         help="Several combinations of lengths in one session: ISL/OSL[,ISL/OSL...], or all for the competition's three",
         accepted="ISL/OSL pairs of whole numbers from 1, each once, separated by commas, or all",
-        parse=scenarios,
+        parse=scenarios_of,
         metavar="ISL/OSL[,...]",
     ),
     Option(

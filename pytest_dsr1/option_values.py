@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pytest_dsr1.core.config import ALL_SCENARIOS, Scenario
-from pytest_dsr1.leaderboard.teams import team_problem
+from pytest_dsr1.core.routing import team_problem
 
 
 def integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
@@ -33,16 +32,6 @@ def number(accept: Callable[[float], bool]) -> Callable[[str], float]:
 
 def concurrencies(text: str) -> tuple[int, ...]:
     values = tuple(integer(1)(part) for part in text.split(","))
-    if len(set(values)) != len(values):
-        raise ValueError
-    return values
-
-
-def scenarios(text: str) -> tuple[Scenario, ...]:
-    if text == "all":
-        return ALL_SCENARIOS
-    pairs = [part.split("/") for part in text.split(",")]
-    values = tuple(Scenario(integer(1)(isl), integer(1)(osl)) for isl, osl in pairs)
     if len(set(values)) != len(values):
         raise ValueError
     return values

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pytest_dsr1.core.config import CONCURRENCIES, Engine, LaunchConfig, LoadLimits, Mode, Scenario, SweepConfig
+from pytest_dsr1.core.routing import routing_problem
 from pytest_dsr1.core.text import one_line
-from pytest_dsr1.leaderboard.routing import routing_problem
 from pytest_dsr1.option_table import BY_NAME, OPTIONS, Option
 from pytest_dsr1.option_values import NotAcceptedError
 

@@ -23,7 +23,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     typed = options.typed_options(config)
     if "--submit-pending" not in typed:
         return None
-    from pytest_dsr1.pending import submit_pending
+    from pytest_dsr1.submit.plugin import submit_pending
 
     return submit_pending(typed, options.environment(), config.invocation_params.dir)
 
