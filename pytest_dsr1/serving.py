@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
+from pytest_dsr1.core.routing import server_problem
 from pytest_dsr1.core.server import changes_between
 from pytest_dsr1.lock import ServerBusyError, ServerLock
 from pytest_dsr1.preflight import require_context
@@ -183,8 +184,6 @@ def require_measurable(config: SweepConfig, serving: Serving, workers: int) -> N
 
 
 def _require_submittable(config: SweepConfig, serving: Serving, *, reference: bool, gpus_known: bool = True) -> None:
-    from pytest_dsr1.leaderboard.eligibility import server_problem
-
     if config.mode is Mode.SUBMIT and (
         problem := server_problem(config, serving.why, reference=reference, gpus_known=gpus_known)
     ):

@@ -80,6 +80,20 @@ class Point:
 ALL_SCENARIOS = (Scenario(1024, 1024), Scenario(1024, 8192), Scenario(8192, 1024))
 
 
+def scenarios_of(text: str) -> tuple[Scenario, ...]:
+    """Scenarios as `--scenario` takes them: `ISL/OSL[,ISL/OSL...]`, or `all` for the competition's three.
+
+    :raises ValueError: It is not of this form, a length is below 1, or a scenario is there twice.
+    """
+    if text == "all":
+        return ALL_SCENARIOS
+    pairs = [part.split("/") for part in text.split(",")]
+    values = tuple(Scenario(int(isl), int(osl)) for isl, osl in pairs)
+    if len(set(values)) != len(values):
+        raise ValueError(f"{text!r} names a scenario twice")
+    return values
+
+
 def formula_num_prompts(osl: int, conc: int) -> int:
     """The default number of measured requests: CONC x 20 at OSL 8192, else CONC x 50."""
     return conc * (20 if osl == LONG_OSL else 50)

@@ -27,13 +27,13 @@ import pytest
 from pytest_dsr1.accuracy.documents import task_for
 from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, baselines_to_json
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.leaderboard import client
-from pytest_dsr1.leaderboard.client import Leaderboard, LeaderboardError
-from pytest_dsr1.leaderboard.events import State
-from pytest_dsr1.leaderboard.outbox import Outbox
-from pytest_dsr1.leaderboard.payload import make_entry
-from pytest_dsr1.leaderboard.schema import FIELDS_14, IF_KNOWN, LABELS, match
 from pytest_dsr1.servers.ports import holder_of
+from pytest_dsr1.submit import client
+from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
+from pytest_dsr1.submit.entry import make_entry
+from pytest_dsr1.submit.events import SubmissionState as State
+from pytest_dsr1.submit.outbox import Outbox
+from pytest_dsr1.submit.schema import FIELDS_14, IF_KNOWN, LABELS, match_labels
 from tests.batches import result_fields
 from tests.conftest import ROOT
 from tests.project import Outcome, Project, wait_until
@@ -103,7 +103,7 @@ def stored(database: Path) -> list[dict[str, Any]]:
 
 def send(url: str, log: list[State] | None = None, **changed: Any) -> tuple[State, str]:
     board = Leaderboard(url)
-    schema = match(board.labels(PATIENCE_S))
+    schema = match_labels(board.labels(PATIENCE_S))
     data = make_entry(Result.from_fields(result_fields(**changed)), 'Team "A" \N{ROCKET}').data(schema)
     found = board.submit(data, PATIENCE_S, lambda state, _message: None if log is None else log.append(state))
     return found.state, found.message
@@ -115,7 +115,7 @@ def send(url: str, log: list[State] | None = None, **changed: Any) -> tuple[Stat
     [
         ("/ok", (State.ACCEPTED, 'ok Team "A" \N{ROCKET}')),
         ("/fourteen", (State.ACCEPTED, 'ok Team "A" \N{ROCKET}')),
-        ("/boom", (State.REFUSED, "its handler failed and did not say why")),
+        ("/boom", (State.REFUSED, "its handler failed and gave no reason")),
         ("/boom_shown", (State.REFUSED, "boom: the table is gone")),
         ("/gr_error", (State.REFUSED, "word_perplexity is too good")),
     ],
@@ -124,7 +124,7 @@ def test_outcome_of_a_real_space(python: str, spaces: str, path: str, expected: 
     """What its handler did is what is told."""
     if python != sys.executable and expected[0] is State.REFUSED:
         # Gradio 5 keeps to itself what its successor tells.
-        expected = State.REFUSED, "its handler failed and did not say why"
+        expected = State.REFUSED, "its handler failed and gave no reason"
     assert send(spaces + path) == expected
 
 
@@ -163,7 +163,7 @@ def test_full_queue_is_waited_for(spaces: str, monkeypatch: pytest.MonkeyPatch) 
             assert "HTTP 503: Queue is full" in message
             urllib.request.urlopen(f"{spaces}/release").close()
 
-    data = make_entry(Result.from_fields(result_fields(32)), "Team").data(match(labels))
+    data = make_entry(Result.from_fields(result_fields(32)), "Team").data(match_labels(labels))
     assert board.submit(data, PATIENCE_S, log).state is State.ACCEPTED
     with urllib.request.urlopen(f"{spaces}/rows") as reply:
         assert [row[:2] for row in json.load(reply)].count(["Team", 32]) == 1
@@ -353,7 +353,7 @@ def test_page_in_a_browser(tmp_path: Path) -> None:
         pytest.skip("no Chromium is installed")
     with own_leaderboard(require_gradio(), tmp_path) as (url, _):
         board = Leaderboard(url)
-        schema = match(board.labels(PATIENCE_S))
+        schema = match_labels(board.labels(PATIENCE_S))
         for team, tput in (("Slow", 500.0), ("Fast & <b>bold</b>", 1500.0), ("Middle", 1000.0)):
             fields = {name: value for name, value in result_fields().items() if "_ratio_" not in name}
             for conc in (4, 8):

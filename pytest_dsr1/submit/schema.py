@@ -1,7 +1,7 @@
-"""What a leaderboard's inputs mean: its labels to our fields, and what does not fit, before anything is sent.
+"""The inputs of a leaderboard: which of our fields belongs into which.
 
-Gradio drops surplus values and reports success, and stores whatever it gets in the order in which it comes. So both the
-number of inputs and what each is called are compared first.
+Gradio drops surplus values and reports success, and stores values in the order in which they arrive. Therefore both the
+number of inputs and their labels are compared with ours before anything is sent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pytest_dsr1.core.text import one_line
 
 
 class Field(StrEnum):
-    """What we can say of a result, by the name that an outbox keeps."""
+    """One figure of a submission; its value is the name that an own leaderboard's database uses."""
 
     TEAM = "team"
     CONC = "conc"
@@ -35,7 +35,7 @@ class Field(StrEnum):
     WORD_PERPLEXITY = "word_perplexity"
 
 
-#: How our own leaderboard labels each, and error messages name it.
+#: Labels of our own leaderboard; error messages use them too.
 LABELS: Mapping[Field, str] = {
     Field.TEAM: "Team Name",
     Field.CONC: "CONC",
@@ -52,27 +52,28 @@ LABELS: Mapping[Field, str] = {
     Field.BYTE_PERPLEXITY: "byte_perplexity",
     Field.WORD_PERPLEXITY: "word_perplexity",
 }
-#: Those that a result has only where B200 was measured.
+#: A result has these only where a B200 figure is published.
 B200_FIELDS = frozenset(field for field in Field if "b200" in field)
-#: The order of the largest family, as the predecessor posts it.
+#: All fields, in the order in which the predecessor posts them.
 FIELDS_14 = tuple(Field)
 _INTERACTIVITIES = (Field.INTERACTIVITY, Field.B200_INTERACTIVITY, Field.INTERACTIVITY_RATIO)
-#: The order of the competition's Spaces, and what is assumed of a leaderboard that cannot be asked.
+#: Fields and order of the competition's Spaces; assumed for a leaderboard that cannot be asked.
 FIELDS_11 = tuple(field for field in FIELDS_14 if field not in _INTERACTIVITIES)
-#: The endpoint that every leaderboard of the family has.
+#: The endpoint that every one of these leaderboards has.
 API_NAME = "submit_results"
-#: At the end of a label: the input may be left empty.
+#: A label that ends so says that its input may be left empty.
 IF_KNOWN = ", if known"
 
-_QUANTITIES = {
-    frozenset({"team"}): "team",
-    frozenset({"conc"}): "conc",
-    frozenset({"e2e"}): "e2e",
-    frozenset({"throughput"}): "throughput",
-    frozenset({"interactivity"}): "interactivity",
-    frozenset({"bits", "byte"}): "bits_per_byte",
-    frozenset({"byte", "perplexity"}): "byte_perplexity",
-    frozenset({"word", "perplexity"}): "word_perplexity",
+#: The words that identify a quantity, to its fields: ours, B200's, and the ratio of both.
+_QUANTITIES: Mapping[frozenset[str], tuple[Field, Field | None, Field | None]] = {
+    frozenset({"team"}): (Field.TEAM, None, None),
+    frozenset({"conc"}): (Field.CONC, None, None),
+    frozenset({"e2e"}): (Field.E2E, Field.B200_E2E, Field.E2E_RATIO),
+    frozenset({"throughput"}): (Field.THROUGHPUT, Field.B200_THROUGHPUT, Field.THROUGHPUT_RATIO),
+    frozenset({"interactivity"}): (Field.INTERACTIVITY, Field.B200_INTERACTIVITY, Field.INTERACTIVITY_RATIO),
+    frozenset({"bits", "byte"}): (Field.BITS_PER_BYTE, None, None),
+    frozenset({"byte", "perplexity"}): (Field.BYTE_PERPLEXITY, None, None),
+    frozenset({"word", "perplexity"}): (Field.WORD_PERPLEXITY, None, None),
 }
 _ALIASES = {
     "concurrency": "conc",
@@ -81,81 +82,45 @@ _ALIASES = {
     "ppl": "perplexity",
     "bpb": "bits byte",
     "tputpergpu": "throughput",
-    "tokens": "",
-    "token": "",
-    "tok": "",
 }
-#: Units, and what may stand beside a quantity without changing which one it is. Whose figure it is, is one of these
-#: unless it is B200's.
-_SILENT = frozenset(
-    {
-        *("name", "the", "a", "in", "of", "to", "is", "per", "our", "ours", "mine", "higher", "lower", "better"),
-        *(
-            "median",
-            "p50",
-            "50th",
-            "percentile",
-            "latency",
-            "time",
-            "level",
-            "wikitext",
-            "gpu",
-            "gpus",
-            "user",
-            "users",
-        ),
-        *("ms", "milliseconds", "s", "sec", "second", "seconds", "amd", "mi300x", "mi325x", "mi350x", "mi355x"),
-    }
+#: Units, and words that do not change which quantity a label names. A label that contains one of the device names
+#: here means our figure.
+_IGNORED = (
+    "name the a in of to is per our ours mine higher lower better ratio "
+    "median p50 50th percentile latency time level wikitext gpu gpus user users "
+    "ms milliseconds s sec second seconds tokens token tok amd mi300x mi325x mi350x mi355x"
 )
 
 
 def recognise(label: str) -> Field | None:
-    """Which of our fields a label names; None where that cannot be said for certain."""
+    """The field that a label names; None where that is not certain."""
     text = unicodedata.normalize("NFKC", label).lower().removesuffix(IF_KNOWN)
     text = re.sub(r"end[\s_-]*to[\s_-]*end", "e2e", text)
-    # A ratio names both sides: "E2E Ratio (MI355X/B200)".
-    ratio = re.search(r"\bratio\b", text.replace("_", " ")) is not None
+    is_ratio = re.search(r"\bratio\b", text.replace("_", " ")) is not None
     words: list[str] = []
     for word in re.findall(r"[^\W_]+", text):
         words += _ALIASES.get(word, word).split()
-    told = set(words) - _SILENT - {"ratio"}
-    b200 = bool(told & {"b200", "baseline"})
-    quantity = _QUANTITIES.get(
-        frozenset(told - {"b200", "baseline", "nv", "nvidia"} - ({"vs", "over"} if ratio else set()))
-    )
-    if quantity is None:
+    telling = set(words) - set(_IGNORED.split())
+    is_b200 = bool(telling & {"b200", "baseline"})
+    telling -= {"b200", "baseline", "nv", "nvidia"}
+    # A ratio names both sides: "E2E Ratio (MI355X vs B200)".
+    ours, b200, ratio = _QUANTITIES.get(frozenset(telling - ({"vs", "over"} if is_ratio else set())), (None,) * 3)
+    if is_ratio:
+        return ratio
+    # A throughput may be that of the whole machine, unless the label says that it is per GPU.
+    if ours is Field.THROUGHPUT and not re.search(r"gpus?(?![a-z])", text):
         return None
-    if ratio:
-        return {
-            "e2e": Field.E2E_RATIO,
-            "throughput": Field.THROUGHPUT_RATIO,
-            "interactivity": Field.INTERACTIVITY_RATIO,
-        }.get(quantity)
-    # A throughput that is not said to be one GPU's may be the whole machine's.
-    if quantity == "throughput" and not re.search(r"gpus?(?![a-z])", text):
-        return None
-    if b200:
-        return {
-            "e2e": Field.B200_E2E,
-            "throughput": Field.B200_THROUGHPUT,
-            "interactivity": Field.B200_INTERACTIVITY,
-        }.get(quantity)
-    return {
-        "team": Field.TEAM,
-        "conc": Field.CONC,
-        "e2e": Field.E2E,
-        "throughput": Field.THROUGHPUT,
-        "interactivity": Field.INTERACTIVITY,
-    }.get(quantity) or Field(quantity)
+    return b200 if is_b200 else ours
 
 
 @dataclass(frozen=True)
 class Schema:
-    """How a leaderboard is filled.
+    """Which field goes into which input of a leaderboard.
 
-    :param fields: What goes into each input, in order.
-    :param labels: What it calls them; empty if it could not be asked.
-    :param unknown: Labels that nobody recognises; their inputs are filled by their place, if that is accepted.
+    :param fields: One for each input, in the leaderboard's order.
+    :param labels: The leaderboard's labels; empty if it could not be asked.
+    :param unknown: Labels that were not recognised. Their fields follow from their position, and the user has to accept
+        that.
     """
 
     fields: tuple[Field, ...]
@@ -163,24 +128,26 @@ class Schema:
     unknown: tuple[str, ...] = ()
 
     def may_be_empty(self, place: int) -> bool:
-        """Whether the leaderboard says that this input need not be filled."""
+        """Whether the label of the input at index `place` says that it may be left empty."""
         return bool(self.labels) and self.labels[place].lower().endswith(IF_KNOWN)
 
 
-#: Of a leaderboard that could not be asked.
+#: Stands in for the schema of a leaderboard that was not asked yet.
 ASSUMED = Schema(FIELDS_11)
 
 
 class SchemaError(ValueError):
-    """A leaderboard does not take what we send; the message shows both, side by side."""
+    """A leaderboard's inputs do not fit our fields; the message shows both, side by side."""
 
 
-def match(labels: Sequence[str]) -> Schema:
-    """How to fill a leaderboard with these labels.
+def match_labels(labels: Sequence[str]) -> Schema:
+    """The schema of a leaderboard with these labels.
 
-    Eleven inputs are those of the competition, in its order. Twelve or fourteen are filled by what they are called.
+    Eleven inputs must be those of the competition, in its order. Twelve or fourteen may come in any order: they are
+    filled according to their labels.
 
-    :raises SchemaError: Another number of inputs; or one that is called by the name of another field of ours.
+    :raises SchemaError: The number of inputs is none of these, a label names a field that belongs elsewhere, or a field
+        cannot be assigned.
     """
     found = [recognise(label) for label in labels]
     expected = {11: FIELDS_11, 12: None, 14: FIELDS_14}
@@ -192,16 +159,16 @@ def match(labels: Sequence[str]) -> Schema:
     named = [field for field in found if field is not None]
     unknown = tuple(label for label, field in zip(labels, found, strict=True) if field is None)
     if twice := next((field for field in named if named.count(field) > 1), None):
-        raise SchemaError(f"two of the leaderboard's inputs are called {LABELS[twice]}\n{side_by_side(labels)}")
+        raise SchemaError(f"two of the leaderboard's inputs have labels for {LABELS[twice]}\n{side_by_side(labels)}")
     if len(labels) != 11 and not unknown:
         if missing := [LABELS[field] for field in (Field.TEAM, Field.CONC) if field not in named]:
             raise SchemaError(f"the leaderboard has no input for {' and '.join(missing)}\n{side_by_side(labels)}")
         return Schema(tuple(named), tuple(labels))
     if order is None:
         shown = ", ".join(repr(one_line(label)) for label in unknown)
-        raise SchemaError(f"nobody knows what to put into {shown} of 12 inputs\n{side_by_side(labels)}")
+        raise SchemaError(f"of the leaderboard's 12 inputs, {shown} cannot be recognised\n{side_by_side(labels)}")
     wrong = [
-        f"{place}. is called {one_line(label)!r}, where we would send {LABELS[ours]}"
+        f"input {place} has the label {one_line(label)!r}, where we would send {LABELS[ours]}"
         for place, (label, theirs, ours) in enumerate(zip(labels, found, order, strict=True), start=1)
         if theirs is not None and theirs is not ours
     ]
@@ -211,7 +178,7 @@ def match(labels: Sequence[str]) -> Schema:
 
 
 def side_by_side(labels: Sequence[str], ours: Sequence[Field] = FIELDS_11) -> str:
-    """Both lists, one line for each place."""
+    """The leaderboard's labels beside ours, one line for each input."""
     rows = [("", "the leaderboard takes", "we send")]
     for place, (label, field) in enumerate(zip_longest(labels, ours), start=1):
         rows.append(

@@ -1,4 +1,4 @@
-"""What mode submit does at the two ends of a session, without one."""
+"""What mode submit does at the beginning and at the end of a session, without a session."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any, cast
 import pytest
 
 from pytest_dsr1.core.config import Mode, SweepConfig
+from pytest_dsr1.core.result import Result
 from pytest_dsr1.journal import Journal
-from pytest_dsr1.submission import Submission
+from pytest_dsr1.submit.plugin import SubmitPlugin, with_hook
 from tests.batches import SCENARIO, finished_batch
 from tests.servers.scripted_space import Reply, ScriptedSpace, event, scripted_space
 
 
-class Sweep:
-    """As far as a submission sees it."""
+class FakeSweep:
+    """A sweep as far as mode submit sees it."""
 
     begun = True
     measures = True
@@ -37,19 +38,19 @@ class Sweep:
         return folder.name
 
 
-def finish(sweep: Sweep, status: int = 0) -> tuple[int, str]:
+def finish(sweep: FakeSweep, status: int = 0) -> tuple[int, str]:
     """Exit status of the session, and what its terminal shows."""
-    submission = Submission(cast(Any, None), cast(Any, sweep), {})
+    plugin = SubmitPlugin(sweep, {})
     session, shown = SimpleNamespace(exitstatus=status), list[str]()
-    submission.pytest_sessionfinish(cast(Any, session))
-    submission.pytest_terminal_summary(cast(Any, SimpleNamespace(write_line=shown.append)))
+    plugin.pytest_sessionfinish(cast(Any, session))
+    plugin.pytest_terminal_summary(cast(Any, SimpleNamespace(write_line=shown.append)))
     return session.exitstatus, "\n".join(shown)
 
 
 def test_server_is_stopped_before_anybody_waits(tmp_path: Path) -> None:
-    """Eight GPUs are not kept for a leaderboard that sleeps."""
+    """GPUs are not kept busy while a leaderboard is waited for."""
     with scripted_space() as space:
-        sweep = Sweep(space, finished_batch(tmp_path, space.url))
+        sweep = FakeSweep(space, finished_batch(tmp_path, space.url))
         status, shown = finish(sweep)
         assert sweep.requests_at_stop == 0
         assert space.count("POST") == 1
@@ -59,33 +60,33 @@ def test_server_is_stopped_before_anybody_waits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [0, 1, 5])
 def test_failed_submission_fails_the_session(status: int, tmp_path: Path) -> None:
-    """After everything else; a session that failed already stays one."""
+    """An exit status of success becomes failure; failure stays failure."""
     with scripted_space(get=[event("error", '{"error": "closed"}')]) as space:
-        found, shown = finish(Sweep(space, finished_batch(tmp_path, space.url, (4, 8))), status)
+        found, shown = finish(FakeSweep(space, finished_batch(tmp_path, space.url, (4, 8))), status)
     assert found == 1
     assert "CONC 8: refused by the leaderboard: closed" in shown
 
 
 def test_submission_goes_on_after_dash_x(tmp_path: Path) -> None:
-    """What passed before the failure is sent."""
+    """Points that passed before the failure are sent."""
     with scripted_space() as space:
-        status, _ = finish(Sweep(space, finished_batch(tmp_path, space.url)), pytest.ExitCode.TESTS_FAILED)
+        status, _ = finish(FakeSweep(space, finished_batch(tmp_path, space.url)), pytest.ExitCode.TESTS_FAILED)
         assert (status, space.count("POST")) == (1, 1)
 
 
 @pytest.mark.parametrize("status", [2, 3, 143], ids=["ctrl-c", "internal error", "sigterm"])
 def test_interrupted_session_sends_nothing(status: int, tmp_path: Path) -> None:
-    """The command that sends it is printed."""
+    """The command that sends the rest is printed."""
     with scripted_space() as space:
         journal = finished_batch(tmp_path, space.url)
-        found, shown = finish(Sweep(space, journal), status)
+        found, shown = finish(FakeSweep(space, journal), status)
         assert space.requests == []
     assert found == status
     assert f"send what is pending with: pytest --submit-pending {journal.folder.name}" in shown
 
 
 def test_ctrl_c_while_submitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was on its way is unknown, what had to wait is pending, and the session was interrupted."""
+    """The row being sent is unknown, the others are pending, and the exit status says interrupted."""
     with scripted_space(post=[Reply(held=True)]) as space:
         sent: list[str] = []
 
@@ -93,36 +94,56 @@ def test_ctrl_c_while_submitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             sent.append("POST")
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("pytest_dsr1.leaderboard.client.Leaderboard._post", interrupted)
-        status, shown = finish(Sweep(space, finished_batch(tmp_path, space.url, (4, 8))))
+        monkeypatch.setattr("pytest_dsr1.submit.client.Leaderboard._post", interrupted)
+        status, shown = finish(FakeSweep(space, finished_batch(tmp_path, space.url, (4, 8))))
     assert (status, sent) == (2, ["POST"])
-    assert "CONC 4: unknown: the process ended before there was an answer" in shown
+    assert "CONC 4: unknown: " in shown
     assert "CONC 8: pending: the session was interrupted" in shown
 
 
 def test_no_leaderboard_is_no_error(tmp_path: Path) -> None:
-    """There is none for these lengths: said before, said again, and noted."""
+    """Lengths without a leaderboard: terminal and summary say so."""
     journal = finished_batch(tmp_path, "")
-    sweep = Sweep(None, journal)
+    sweep = FakeSweep(None, journal)
     sweep.config = SweepConfig(scenarios=(SCENARIO,), mode=Mode.SUBMIT, team="Team")
     journal.batch = type(journal.batch)(
         scenario=type(SCENARIO)(16, 32), mode=Mode.SUBMIT, folder=journal.batch.folder, started=0.0
     )
-    assert finish(sweep) == (0, "nothing to submit to: there is no leaderboard for ISL/OSL 16/32")
-    assert "nothing to submit to" in (journal.folder / "summary.txt").read_text()
+    status, shown = finish(sweep)
+    assert status == 0
+    assert "ISL/OSL 16/32" in shown
+    assert shown in (journal.folder / "summary.txt").read_text()
 
 
 def test_offline_before_the_run_is_a_warning() -> None:
-    """It will be tried again at the end."""
+    """It is asked again at the end."""
     with scripted_space() as space:
         pass
-    sweep = Sweep(space)
+    sweep = FakeSweep(space)
     sweep.config = SweepConfig(
         scenarios=(SCENARIO,), mode=Mode.SUBMIT, team="T", leaderboard_url=space.url, submit_timeout_s=0.1
     )
-    submission = Submission(cast(Any, None), cast(Any, sweep), {})
-    submission.pytest_sessionstart()
-    assert submission.pytest_report_header() == [
-        "dsr1: WARNING the leaderboard cannot be asked now, and will be at the end: "
-        f"{space.url} cannot be asked (ConnectionError)"
-    ]
+    plugin = SubmitPlugin(sweep, {})
+    plugin.pytest_sessionstart()
+    (line,) = plugin.pytest_report_header()
+    assert line.startswith("dsr1: WARNING")
+    assert line.endswith(f"{space.url} cannot be asked (ConnectionError)")
+
+
+def test_another_plugin_objects(tmp_path: Path) -> None:
+    """`pytest_dsr1_objections` of any plugin keeps a result back; the summary has its reason."""
+
+    def objections(result: Result, loopback: bool) -> list[list[str]]:
+        return (
+            [[], [f"throttled, loopback={loopback}"]] if result.fields["benchmark_args"]["max_concurrency"] == 8 else []
+        )
+
+    config = cast(pytest.Config, SimpleNamespace(hook=SimpleNamespace(pytest_dsr1_objections=objections)))
+    with scripted_space() as space:
+        journal = finished_batch(tmp_path, space.url, (4, 8))
+        plugin = SubmitPlugin(FakeSweep(space, journal), {}, with_hook(config))
+        session = SimpleNamespace(exitstatus=0)
+        plugin.pytest_sessionfinish(cast(pytest.Session, session))
+        assert space.count("POST") == 1
+    assert session.exitstatus == 1
+    assert "CONC=8: refused: throttled, loopback=True" in (journal.folder / "summary.txt").read_text()

@@ -1,4 +1,4 @@
-"""What Gradio's event streams mean, however they are cut, and what an outbox still knows after a crash."""
+"""What Gradio's event streams mean, however they are cut, and what an outbox says after a crash."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dsr1.leaderboard.events import Event, EventParser, Outcome, State, outcome
-from pytest_dsr1.leaderboard.outbox import Outbox, Record
+from pytest_dsr1.submit.events import Delivery, EventParser, delivery_of
+from pytest_dsr1.submit.events import SubmissionState as State
+from pytest_dsr1.submit.outbox import Outbox, Record
 
 #: Seen on Gradio 6.31, 5.49 and 4.44.
 SEEN = [
     ("heartbeat", "null", None),
     ("generating", '["half"]', None),
-    ("complete", '["ok row 3", {"headers": ["a"], "data": [[1]], "metadata": null}]', (State.ACCEPTED, "ok row 3")),
+    (
+        "complete",
+        '["ok row 3", {"headers": ["a"], "data": [[1]], "metadata": null}]',
+        (State.ACCEPTED, "ok row 3"),
+    ),
     ("complete", "[null]", (State.ACCEPTED, "")),
     ("complete", "[]", (State.ACCEPTED, "")),
     ("complete", "cut", (State.ACCEPTED, "")),
-    ("error", '{"error": null}', (State.REFUSED, "its handler failed and did not say why")),
-    ("error", "null", (State.REFUSED, "its handler failed and did not say why")),
+    ("error", '{"error": null}', (State.REFUSED, "its handler failed and gave no reason")),
+    ("error", "null", (State.REFUSED, "its handler failed and gave no reason")),
     ("error", '{"error": "boom: gone", "visible": true}', (State.REFUSED, "boom: gone")),
     (
         "error",
@@ -31,19 +36,19 @@ SEEN = [
     ),
     ("error", '"a text"', (State.REFUSED, "a text")),
     ("error", "no JSON", (State.REFUSED, "no JSON")),
-    ("error", "", (State.REFUSED, "its handler failed and did not say why")),
+    ("error", "", (State.REFUSED, "its handler failed and gave no reason")),
 ]
 
 
 @pytest.mark.parametrize(("name", "data", "expected"), SEEN, ids=lambda value: str(value)[:30])
 def test_every_form_of_event(name: str, data: str, expected: tuple[State, str] | None) -> None:
-    """A heartbeat says nothing; an outcome has a state and a line."""
-    assert outcome(Event(name, data), "id") == (None if expected is None else Outcome(*expected, "id"))
+    """A heartbeat is no outcome; an outcome has a state and a message."""
+    assert delivery_of(name, data) == (None if expected is None else Delivery(*expected))
 
 
 def test_forgotten_submission_is_unknown() -> None:
     """HTTP 200 with a 404 in an error event: the handler may have run all the same."""
-    found = outcome(Event("error", '"404: Not Found"'), "id")
+    found = delivery_of("error", '"404: Not Found"')
     assert found is not None
     assert found.state is State.UNKNOWN
 
@@ -70,29 +75,29 @@ def test_events_do_not_depend_on_how_bytes_arrive(
         stream = stream[: -len(newline.encode())]
     parser, found, places = (
         EventParser(),
-        list[Event](),
+        list[tuple[str, str]](),
         sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)}),
     )
     for begin, end in pairwise(places):
         found += parser.feed(stream[begin:end])
-    expected = [Event(name, "\n".join(data)) for name, data in events]
+    expected = [(name, "\n".join(data)) for name, data in events]
     assert found == (expected[:-1] if lost else expected)
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5))
 def test_parser_takes_any_bytes(chunks: list[bytes]) -> None:
-    """Whatever a proxy sends is no event or some event, never an exception, nor is what it means."""
+    """Arbitrary bytes never raise an exception, neither in the parser nor in what interprets its events."""
     parser = EventParser()
     for chunk in chunks:
-        for event in parser.feed(chunk):
-            outcome(event)
+        for name, data in parser.feed(chunk):
+            delivery_of(name, data)
 
 
 # -- the outbox -----------------------------------------------------------------------------------------------
 
 
 def record(state: State, key: str = "k", event_id: str = "") -> Record:
-    data = ["T \N{ROCKET}", 4, 0.1 + 0.2]
+    data: list[str | int | float | None] = ["T \N{ROCKET}", 4, 0.1 + 0.2]
     return Record(key=key, url="http://h", conc=4, state=state, data=data, event_id=event_id)
 
 
@@ -100,23 +105,31 @@ def test_last_record_of_each_key_counts(tmp_path: Path) -> None:
     """Every change stays in the file, one line each."""
     outbox = Outbox(tmp_path)
     assert outbox.latest() == {}
-    for one in (record(State.PENDING), record(State.PENDING, "other"), record(State.ACCEPTED, event_id="e")):
+    for one in (
+        record(State.PENDING),
+        record(State.PENDING, "other"),
+        record(State.ACCEPTED, event_id="e"),
+    ):
         outbox.append(one)
     latest = outbox.latest()
-    assert (latest["k"].state, latest["k"].event_id, latest["other"].state) == (State.ACCEPTED, "e", State.PENDING)
+    assert (latest["k"].state, latest["k"].event_id, latest["other"].state) == (
+        State.ACCEPTED,
+        "e",
+        State.PENDING,
+    )
     assert latest["k"].data == ["T \N{ROCKET}", 4, 0.1 + 0.2]
     assert len(outbox.path.read_text().splitlines()) == 3
 
 
 def test_killed_while_sending_is_unknown(tmp_path: Path) -> None:
-    """Nobody lived to say whether it arrived."""
+    """If the process ended while sending, nothing says whether the row arrived."""
     outbox = Outbox(tmp_path)
     outbox.append(record(State.SENDING))
     assert outbox.latest()["k"].state is State.UNKNOWN
 
 
 def test_every_cut_of_the_last_line_leaves_the_rest(tmp_path: Path) -> None:
-    """However far the last write got, what was written before counts, and the next line is whole."""
+    """An incomplete last line does not count, and the next one does not continue it."""
     outbox = Outbox(tmp_path)
     outbox.append(record(State.PENDING))
     before = outbox.path.read_bytes()
@@ -131,7 +144,7 @@ def test_every_cut_of_the_last_line_leaves_the_rest(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=200))
 def test_damage_is_left_out(damage: bytes) -> None:
-    """Lines that nobody here wrote are no records, and no exception."""
+    """Lines that are not ours are skipped without an exception."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
