@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_dsr1.core.config import Point, Scenario
-    from pytest_dsr1.core.findings import Finding
+    from pytest_dsr1.core.evidence import Finding
     from pytest_dsr1.core.result import Result
     from pytest_dsr1.core.server import Served
 
 __all__ = ["Finding", "Point", "Result", "Scenario", "Served"]
 __version__ = "0.1.0"
 
-_HOMES = {"Point": "config", "Scenario": "config", "Finding": "findings", "Result": "result", "Served": "server"}
+_HOMES = {"Point": "config", "Scenario": "config", "Finding": "evidence", "Result": "result", "Served": "server"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,17 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate, warm_up_imports
 from pytest_dsr1.accuracy.documents import AccuracyError, AccuracyTask, task_for
-from pytest_dsr1.accuracy.evaluate import AccuracyMeasurement, evaluate, warm_up_imports
 from pytest_dsr1.accuracy.tokenizer import Tokenizer, VocabSize, VocabularyError, find_tokenizer, find_vocab_size
 from pytest_dsr1.batch import read_result, result_path, samples_path, write_atomically
 from pytest_dsr1.batch.published import b200_table, given_baselines, published_baselines
 from pytest_dsr1.batch.samples import samples_to_bytes
-from pytest_dsr1.core.checks import Check
+from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, GateStatus, Verdict, applicable, baselines_to_json, judge
 from pytest_dsr1.core.gate import merged as with_baseline
-from pytest_dsr1.core.result import AccuracyRecord, LoadRecord, Result, make_result
+from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
+from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.samples import LoadRun
 from pytest_dsr1.core.server import Served, identity_changes
 from pytest_dsr1.core.text import first_line

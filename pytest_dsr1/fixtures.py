@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     # Every project that has the plugin knows the fixtures; what they need is imported when one is used.
     from pytest_dsr1.bench import Bench, Visit
     from pytest_dsr1.core.config import Point
-    from pytest_dsr1.core.result import AccuracyRecord, LoadRecord, Result
+    from pytest_dsr1.core.record import AccuracyRecord, LoadRecord
+    from pytest_dsr1.core.result import Result
     from pytest_dsr1.core.samples import LoadRun
     from pytest_dsr1.core.server import Served
     from pytest_dsr1.session import Session

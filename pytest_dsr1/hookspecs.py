@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_dsr1.core.checks import Check
+    from pytest_dsr1.core.evidence import Check
     from pytest_dsr1.core.config import Point, SweepConfig
     from pytest_dsr1.core.result import Result
     from pytest_dsr1.core.server import Served

@@ -96,9 +96,13 @@ def _refuse_moved_rootdir(config: pytest.Config, parser: pytest.Parser, args: li
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if getattr(config.option, BY_NAME["--submit-pending"].dest, None) is None:
         return None
-    from pytest_dsr1.session import activation
+    import os
 
-    return activation.submit_pending(config)
+    from pytest_dsr1.options import reading
+    from pytest_dsr1.submit.plugin import submit_pending, with_hook
+
+    typed = reading.typed_options(config)
+    return submit_pending(typed, os.environ, config.invocation_params.dir, with_hook(config))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -11,7 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_dsr1.core.config import Point
-    from pytest_dsr1.core.result import AccuracyRecord
+    from pytest_dsr1.core.record import AccuracyRecord
     from pytest_dsr1.core.server import Served
     from pytest_dsr1.fixtures import Load, Measurements, Record
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 
 from pytest_dsr1.bench import Bench, Listener
-from pytest_dsr1.core.checks import Check
+from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.server import Served
 

@@ -17,8 +17,7 @@ from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.summary import Status
 from pytest_dsr1.options import reading
 from pytest_dsr1.servers.choose import print_launch
-from pytest_dsr1.submit.plugin import Submission
-from pytest_dsr1.submit.plugin import submit_pending as send_pending
+from pytest_dsr1.submit.plugin import SubmitPlugin, with_hook
 from pytest_dsr1.session import SESSION, workers
 from pytest_dsr1.session.sweep import Sweep
 from pytest_dsr1.session.terminal import LiveLine, Terminal
@@ -87,7 +86,7 @@ def _start_owner(
     if count:
         register(workers.Controller(sweep), "dsr1_controller")
     if sweep_config.mode is Mode.SUBMIT:
-        register(Submission(config, sweep, os.environ), "dsr1_submission")
+        register(SubmitPlugin(sweep, os.environ, with_hook(config)), "dsr1_submission")
     return sweep
 
 
@@ -178,7 +177,3 @@ def _missing(config: pytest.Config, journals: list[Journal]) -> frozenset[tuple[
         for test in state.tests
     )
 
-
-def submit_pending(config: pytest.Config) -> int:
-    """What --submit-pending does, in the place of a session; the exit status."""
-    return send_pending(reading.typed_options(config), os.environ, config.invocation_params.dir)

@@ -13,14 +13,13 @@ from typing import Protocol
 
 import pytest
 
-from pytest_dsr1 import options
-from pytest_dsr1.core.baselines import B200Table
+from pytest_dsr1.batch.journal import Journal, JournalError
+from pytest_dsr1.batch.published import b200_table
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.core.routing import leaderboard_for
-from pytest_dsr1.core.server import is_loopback
-from pytest_dsr1.journal import Journal, JournalError
-from pytest_dsr1.resources import baseline_text
+from pytest_dsr1.core.routing import leaderboard_for, server_problem
+from pytest_dsr1.core.server import Served, is_loopback
+from pytest_dsr1.options import reading
 from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
 from pytest_dsr1.submit.entry import Objections, lacks_baseline, own_objections
 from pytest_dsr1.submit.events import Delivery, SubmissionState
@@ -34,7 +33,6 @@ _COMBINABLE = frozenset({"--submit-pending", "--yes", "--leaderboard-url", "--ac
 #: Longest wait for the labels before a sweep: a Space that is asleep is asked again at the end.
 FIRST_LOOK_S = 20.0
 TOKEN_VARIABLE = "HF_TOKEN"
-B200_FILE = "b200_nv1126.json"
 
 
 class SubmittingSweep(Protocol):
@@ -67,8 +65,8 @@ def with_hook(config: pytest.Config) -> Objections:
 
     def objections(result: Result, loopback: bool) -> Iterator[str]:
         yield from own_objections(result, loopback)
-        for reasons in config.hook.pytest_dsr1_objections(result=result, loopback=loopback):
-            yield from reasons
+        for reasons in config.hook.pytest_dsr1_objections(config=config, result=result, loopback=loopback):
+            yield from reasons or ()
 
     return objections
 
@@ -99,10 +97,13 @@ class SubmitPlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
         if self._sweep.measures or self._sweep.config.preflight:
-            b200 = B200Table.from_json(baseline_text(B200_FILE), name=B200_FILE)
-            self._header = [self._check_leaderboard(scenario, b200) for scenario in self._sweep.config.scenarios]
+            self._header = [self._check_leaderboard(scenario) for scenario in self._sweep.config.scenarios]
 
-    def _check_leaderboard(self, scenario: Scenario, b200: B200Table) -> str:
+    def pytest_dsr1_refuse_server(self, why: str, reference: bool, served: Served | None) -> str:
+        gpus_known = served is None or served.num_gpus is not None
+        return server_problem(self._sweep.config, why, reference=reference, gpus_known=gpus_known)
+
+    def _check_leaderboard(self, scenario: Scenario) -> str:
         """A line for the header about the leaderboard of `scenario`.
 
         :raises pytest.UsageError: It would take none of the results.
@@ -118,7 +119,7 @@ class SubmitPlugin:
             raise pytest.UsageError(f"{url}: {error}") from None
         except LeaderboardError as error:
             return f"dsr1: WARNING the leaderboard cannot be asked now; it is asked again at the end: {error}"
-        lacking = [conc for conc in config.concurrencies if lacks_baseline(Point(scenario, conc), schema, b200)]
+        lacking = [conc for conc in config.concurrencies if lacks_baseline(Point(scenario, conc), schema, b200_table())]
         concs = ", ".join(map(str, lacking))
         if len(lacking) == len(config.concurrencies):
             raise pytest.UsageError(
@@ -195,7 +196,7 @@ def _closing_lines(deliveries: Mapping[int, Delivery], url: str, retry: str) -> 
 
 
 def submit_pending(
-    typed: options.Typed, environ: Mapping[str, str], here: Path, objections: Objections = own_objections
+    typed: reading.Texts, environ: Mapping[str, str], here: Path, objections: Objections = own_objections
 ) -> int:
     """Send what a batch has not sent, and print the outcome.
 
@@ -206,12 +207,12 @@ def submit_pending(
     """
     if surplus := sorted(name for name in typed if name not in _COMBINABLE):
         raise pytest.UsageError(f"--submit-pending measures nothing, so {surplus[0]} has no effect with it; drop one")
-    asked = options.parse_options(typed, {})
+    asked = reading.parse(typed, {})
     try:
         journal = Journal.reopen((here / asked["--submit-pending"]).resolve())
     except JournalError as error:
         raise pytest.UsageError(f"--submit-pending: {error}") from None
-    config = options.make_config({**options.parse_options(journal.options, {}), **asked}, typed, journal.folder)
+    config = reading.make_config({**reading.parse(journal.options, {}), **asked}, typed, journal.folder)
     if config.team is None:
         raise pytest.UsageError(
             f"--submit-pending: {journal.folder} was measured in mode {config.mode}; only mode submit can be sent"
