@@ -22,7 +22,7 @@ from pytest_dsr1.option_values import (
     server_url,
     team,
 )
-from pytest_dsr1.servers.arguments import parse_server_arg, parse_server_env
+from pytest_dsr1.servers.launch import parse_server_arg, parse_server_env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 from pytest_dsr1.core.config import Engine, Mode, Point, Scenario, SweepConfig
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.text import duration
-from pytest_dsr1.servers import ServerError, Silence
-from pytest_dsr1.servers.choose import choose
+from pytest_dsr1.servers import ServerError, SilentReporter
+from pytest_dsr1.servers.choose import LaunchPlan, choose
+from pytest_dsr1.servers.pool import ServerPool
 from pytest_dsr1.servers.recipe import RecipeError
 
 #: Bytes of result, samples and summary, roughly, per generated token; and what else must be free.
@@ -148,7 +149,7 @@ def _launch(config: SweepConfig, points: Sequence[Point]) -> Iterator[Check]:
     if config.server_urls:
         return
     try:
-        choice = choose(config, os.environ, config.reports_dir / "servers", Silence())
+        choice = choose(config, os.environ, config.reports_dir / "servers", SilentReporter())
     except (ServerError, RecipeError) as error:
         yield Check(False, str(error))
         return
@@ -158,7 +159,7 @@ def _launch(config: SweepConfig, points: Sequence[Point]) -> Iterator[Check]:
     launches = choice.plan.launches(points)
     yield Check(True, f"--port: {launches[0][0].port} is free")
     for before, after in pairwise(launches):
-        changes = after[0].changes(before[0])
+        changes = after[0].changes_from(before[0])
         yield Check(True, f"the server is started anew for {after[1][0].id}: {changes}")
 
 
@@ -168,3 +169,51 @@ def _tokenizer(config: SweepConfig) -> Iterator[Check]:
         return
     folder = Path(name).expanduser()
     yield Check(folder.is_dir(), f"--tokenizer: {folder} is {'a' if folder.is_dir() else 'no'} folder")
+
+
+def require_measurable(config: SweepConfig, pool: ServerPool, workers: int) -> None:
+    """Find out now what would otherwise be found wrong after minutes of waiting.
+
+    :raises ServerError, ValueError: The sweep cannot be measured on this server, or not submitted.
+    """
+    _require_submittable(config, pool, reference=pool.is_reference)
+    if pool.plan is not None and workers:
+        _refuse_restarts(pool.plan, config, workers)
+    if pool.running:
+        served = pool.ask_all()[0]
+        _require_submittable(config, pool, reference=served.is_reference, gpus_known=served.num_gpus is not None)
+        _require_inputs(config, served)
+
+
+def _require_submittable(config: SweepConfig, pool: ServerPool, *, reference: bool, gpus_known: bool = True) -> None:
+    from pytest_dsr1.leaderboard.eligibility import server_problem
+
+    if config.mode is Mode.SUBMIT and (
+        problem := server_problem(config, pool.why, reference=reference, gpus_known=gpus_known)
+    ):
+        raise ServerError(problem)
+
+
+def _refuse_restarts(plan: LaunchPlan, config: SweepConfig, workers: int) -> None:
+    launches = plan.launches(config.points)
+    if len(launches) > 1:
+        raise ServerError(
+            f"-n {workers}: recipe {plan.recipe.name} starts the server anew for {launches[1][1][0].id} "
+            f"({launches[1][0].changes_from(launches[0][0])}), which a worker cannot ask for; run without -n, or fix "
+            "these with --server-arg"
+        )
+
+
+def _require_inputs(config: SweepConfig, served: Served) -> None:
+    from pytest_dsr1.accuracy import AccuracyError
+    from pytest_dsr1.bench import accuracy_source, endpoint_of, prompt_plan
+
+    if config.mode is not Mode.ACC:
+        for scenario in config.scenarios:
+            require_context(scenario, served)
+        prompt_plan(config, endpoint_of(served))
+    if config.accuracy:
+        try:
+            accuracy_source(config, served)
+        except AccuracyError as error:
+            raise ServerError(str(error)) from None

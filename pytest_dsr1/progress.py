@@ -82,7 +82,7 @@ class Terminal:
         finally:
             self._end()
 
-    # -- servers.Voice ------------------------------------------------------------------------------------------
+    # -- servers.Reporter ------------------------------------------------------------------------------------------
 
     def line(self, text: str) -> None:
         """Say something that stays to be read."""

@@ -26,9 +26,9 @@ from pytest_dsr1.journal import Journal, JournalError, result_path
 from pytest_dsr1.progress import Terminal
 from pytest_dsr1.report import closing_lines, header_lines
 from pytest_dsr1.servers import Served, ServerError
-from pytest_dsr1.servers.plan import print_launch
+from pytest_dsr1.servers.choose import print_launch
+from pytest_dsr1.servers.pool import ServerPool, launch_note
 from pytest_dsr1.servers.recipe import RecipeError
-from pytest_dsr1.serving import Serving, launch_note, require_measurable
 
 #: What pytest itself exits with after an interruption, and a shell after SIGTERM.
 EXIT_TERMINATED = 143
@@ -47,7 +47,7 @@ class Sweep:
         self._pytest = config
         self._values = values
         self._journals = {journal.batch.scenario: journal for journal in resumed}
-        self._serving: Serving | None = None
+        self._serving: ServerPool | None = None
         self._due: dict[Point, dict[str, str]] = {}
         self._failures: dict[Point, str] = {}
         self._terminated = False
@@ -91,7 +91,7 @@ class Sweep:
         return {scenario: journal.folder for scenario, journal in self._journals.items()}
 
     @property
-    def serving(self) -> Serving:
+    def serving(self) -> ServerPool:
         """The session's server."""
         assert self._serving is not None, "the session has not started"
         return self._serving
@@ -124,7 +124,7 @@ class Sweep:
     def _choose_server(self) -> None:
         """Find who serves, and of a server that runs find out now what else would be found wrong after minutes."""
         try:
-            self._serving = serving = Serving(
+            self._serving = serving = ServerPool(
                 self.config,
                 options.environment(),
                 Terminal(self._pytest),
@@ -132,7 +132,7 @@ class Sweep:
                 on_served=self._note_server,
                 concurrent=max(self._worker_count, 1),
             )
-            require_measurable(self.config, serving, self._worker_count)
+            preflight.require_measurable(self.config, serving, self._worker_count)
         except (ServerError, RecipeError, ValueError) as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -356,7 +356,7 @@ class Sweep:
         for line in self._obituary.splitlines():
             terminalreporter.write_line(line)
         if self._serving is not None:
-            for line in self._serving.farewell(interrupted=self._stopped_by_user):
+            for line in self._serving.closing_lines(interrupted=self._stopped_by_user):
                 terminalreporter.write_line(line)
 
     @property
