@@ -18,7 +18,7 @@ from pytest_dsr1.bench import accuracy_source, prompt_plan
 from pytest_dsr1.core.config import Engine, Mode, Point, Scenario, SweepConfig
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.text import duration
-from pytest_dsr1.servers import Reporter, ServerError, Silence
+from pytest_dsr1.servers import Reporter, ServerError, SilentReporter
 from pytest_dsr1.servers.choose import LaunchPlan, choose
 from pytest_dsr1.servers.pool import ServerPool
 from pytest_dsr1.servers.recipe import RecipeError
@@ -150,7 +150,7 @@ def _launch(config: SweepConfig, points: Sequence[Point]) -> Iterator[PreflightC
     if config.server_urls or not points:
         return
     try:
-        choice = choose(config, os.environ, config.reports_dir / "servers", Silence())
+        choice = choose(config, os.environ, config.reports_dir / "servers", SilentReporter())
     except (ServerError, RecipeError) as error:
         yield PreflightCheck(False, str(error))
         return
@@ -160,7 +160,7 @@ def _launch(config: SweepConfig, points: Sequence[Point]) -> Iterator[PreflightC
     launches = choice.plan.launches(points)
     yield PreflightCheck(True, f"--port: {launches[0][0].port} is free")
     for before, after in pairwise(launches):
-        changes = after[0].changes(before[0])
+        changes = after[0].changes_from(before[0])
         yield PreflightCheck(True, f"the server is restarted for {after[1][0].id}: {changes}")
 
 
@@ -291,7 +291,7 @@ def _refuse_restarts(plan: LaunchPlan, config: SweepConfig, workers: int) -> Non
     if len(launches) > 1:
         raise ServerError(
             f"-n {workers}: recipe {plan.recipe.name} restarts the server for {launches[1][1][0].id} "
-            f"({launches[1][0].changes(launches[0][0])}), which a worker cannot ask for; run without -n, or fix these "
+            f"({launches[1][0].changes_from(launches[0][0])}), which a worker cannot ask for; run without -n, or fix these "
             "with --server-arg"
         )
 

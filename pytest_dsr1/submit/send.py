@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_dsr1.core.config import Point
-from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.core.summary import PointState, Status
 from pytest_dsr1.batch import read_result
@@ -102,11 +101,9 @@ def _entry(journal: Journal, state: PointState, team: str, url: str, objections:
 
     :raises EntryError: It may not be sent; the message is the first reason.
     """
-    path = result_path(journal.folder, Point(journal.batch.scenario, state.conc))
-    try:
-        result = Result.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise EntryError("its result cannot be read") from None
+    result = read_result(journal.folder, Point(journal.batch.scenario, state.conc))
+    if result is None:
+        raise EntryError("its result cannot be read")
     for reason in objections(result, is_loopback(url)):
         raise EntryError(reason)
     if state.status is Status.FAILED:

@@ -24,8 +24,8 @@ from pytest_dsr1.core.gate import (
 )
 from pytest_dsr1.resources import baseline_text
 from pytest_dsr1.servers.probe import inspect
-from pytest_dsr1.servers.reference import ReferenceServer
 from tests.conftest import ROOT
+from tests.engine import running_engine
 from tests.project import Outcome, Project
 from tools.quantize_reference import quantised_copy
 
@@ -84,11 +84,8 @@ class TestModel:
 
     @staticmethod
     def quantised(scheme: str, folder: Path) -> AccuracyMeasurement:
-        server = ReferenceServer(folder / "engine.log", quantised_copy(WEIGHTS, folder / scheme, scheme))
-        try:
-            return measured(server.start().url)
-        finally:
-            server.stop()
+        with running_engine(folder, quantised_copy(WEIGHTS, folder / scheme, scheme)) as served:
+            return measured(served.url)
 
 
 @pytest.fixture(scope="module")

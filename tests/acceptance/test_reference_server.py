@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from pytest_dsr1.reference.model import Model
-from pytest_dsr1.servers.reference import ReferenceServer
 from tests import tiny_deepseek
+from tests.engine import running_engine
 from tests.engine_client import DEADLINE_S, complete, events, metric, post
 
 CONTEXT = 400
@@ -33,7 +33,7 @@ def model(folder: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ReferenceServer(tmp_path_factory.mktemp("log") / "engine.log", folder) as served:
+    with running_engine(tmp_path_factory.mktemp("log"), folder) as served:
         yield served.url
 
 
@@ -106,7 +106,7 @@ class TestCompletions:
         only_end.tensors["lm_head.weight"][2, 0] = 1000
         only_end.tensors["model.norm.weight"][:] = np.abs(only_end.tensors["model.norm.weight"])
         only_end.tensors["model.embed_tokens.weight"][:, 0] = 100
-        with ReferenceServer(tmp_path / "log", only_end.save(tmp_path / "m")) as served:
+        with running_engine(tmp_path, only_end.save(tmp_path / "m")) as served:
             stopped = complete(served.url, prompt=[9], max_tokens=5, ignore_eos=False)
             ignored = complete(served.url, prompt=[9], max_tokens=5)
         assert stopped["choices"][0]["finish_reason"] == "stop"

@@ -10,9 +10,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from pytest_dsr1.servers.lock import ServerLock
 
 from pytest_dsr1.core.statistics import summarize
-from pytest_dsr1.lock import ServerLock
 from pytest_dsr1.samples_file import read_samples
 from tests.project import Project
 from tests.servers.timed import timed_server

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine import running_engine
 from tests.project import Project, wait_until
 from tests.servers.timed import TimedServer, timed_server
 
@@ -91,9 +92,7 @@ def test_a_point_stays_on_one_server(project: Project, pair: tuple[TimedServer, 
 
 def test_two_embedded_engines(project: Project, reference_url: str, tmp_path: Path) -> None:
     """Accuracy and performance of one concurrency on the same engine; no accuracy is measured twice."""
-    from pytest_dsr1.servers.reference import ReferenceServer
-
-    with ReferenceServer(tmp_path / "other.log") as other:
+    with running_engine(tmp_path) as other:
         args = ("--isl", "16", "--osl", "64", "--conc", "1,2", "--num-prompts", "8")
         outcome = project.run(*args, "--server-url", reference_url, "--server-url", other.url, "-n", "auto", "-v")
     assert outcome.status == 0, outcome

@@ -1,4 +1,4 @@
-"""An advisory lock per server: two sessions that measure one server at once measure each other."""
+"""An advisory lock per server, against two sessions that measure it at the same time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ServerBusyError(RuntimeError):
 
 
 class ServerLock:
-    """Held from `acquire` to `release`, or to the death of the process, whichever comes first."""
+    """Held from `acquire` to `release` or to the end of the process."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -27,8 +27,8 @@ class ServerLock:
     def acquire(self, purpose: str) -> None:
         """Take the lock.
 
-        :param purpose: What the holder is doing, for whoever is refused.
-        :raises ServerBusyError: Somebody else holds it; says who.
+        :param purpose: Shown to a session that finds the server locked.
+        :raises ServerBusyError: Another session holds it; the message names its process.
         """
         file = _open(self._url)
         try:
@@ -52,11 +52,11 @@ class ServerLock:
 
 
 def _open(url: str) -> IO[str]:
-    # One folder for all users of the machine, since they share the server. O_NOFOLLOW: anybody may have put it there.
+    # One folder for all users of the machine, since they share the server. O_NOFOLLOW: any of them may put links there.
     folder = Path(tempfile.gettempdir()) / "pytest-dsr1-locks"
     folder.mkdir(exist_ok=True)
     if folder.is_symlink():
-        raise NotADirectoryError(errno.ENOTDIR, "it is a link, and may lead anywhere", str(folder))
+        raise NotADirectoryError(errno.ENOTDIR, "it is a symbolic link; remove it", str(folder))
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o1777)
     same = url.replace("//localhost", "//127.0.0.1")

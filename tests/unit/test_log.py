@@ -11,7 +11,6 @@ import unicodedata
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from pytest_dsr1.servers.causes import GROUPS
 from pytest_dsr1.servers.launch_log import cause_of_death, progress_of, telling_lines
 

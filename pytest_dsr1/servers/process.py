@@ -1,4 +1,4 @@
-"""pytest's side of a supervised server: started, asked after, stopped or kept."""
+"""A server's process, started under a supervisor that ends it when pytest is gone."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any
 
 from pytest_dsr1.servers import ServerError, supervisor
 
-#: For the supervisor's own start: an interpreter and one fork.
+#: For the start of the supervisor: an interpreter and one fork.
 _START_TIMEOUT_S = 30.0
-#: Beyond a server's grace: SIGKILL, reaping, /dev/shm.
+#: After the grace, for SIGKILL, reaping and /dev/shm.
 _END_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A server's end.
+    """The end of a server.
 
-    :param status: As subprocess has it: an exit status, or minus the signal; None where not even that is known.
-    :param tail: Its last lines.
-    :param removed: What it left in /dev/shm, and was removed.
+    :param status: As in subprocess: an exit status, or minus the signal; None if it is unknown.
+    :param tail: The last lines of its output.
+    :param removed: Files that it left in /dev/shm, and that were removed.
     """
 
     status: int | None
@@ -37,29 +37,27 @@ class Ended:
     removed: Sequence[str] = ()
 
     @property
-    def words(self) -> str:
+    def how(self) -> str:
         """`exit status 3`, `killed by SIGKILL`."""
         if self.status is None:
-            return "its supervisor is gone, and so its end is not known"
-        return f"exit status {self.status}" if self.status >= 0 else f"killed by {signal_name(-self.status)}"
-
-
-def signal_name(number: int) -> str:
-    """`SIGKILL` for 9."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+            return "how is unknown, since its supervisor is gone"
+        if self.status >= 0:
+            return f"exit status {self.status}"
+        try:
+            return f"killed by {signal.Signals(-self.status).name}"
+        except ValueError:
+            return f"killed by signal {-self.status}"
 
 
 @dataclass
-class Supervised:
-    """One server process under a supervisor, which ends it when this process is gone.
+class ServerProcess:
+    """One server process and its supervisor.
 
-    :param environment: What is added to ours.
-    :param grace_s: Between SIGTERM and SIGKILL.
+    :param environment: Variables that are added to ours.
+    :param grace_s: Seconds between SIGTERM and SIGKILL.
     :ivar pid: Of the server.
-    :ivar log_error: Why its log is not written any more; empty while it is.
+    :ivar log_error: Why the log is no longer written; empty while it is.
+    :ivar kept: Whether the server was left running.
     """
 
     argv: Sequence[str]
@@ -74,7 +72,7 @@ class Supervised:
     _unread: bytes = field(default=b"", repr=False)
 
     def start(self) -> None:
-        """Start both.
+        """Start supervisor and server.
 
         :raises ServerError: The log cannot be written, or the command cannot be run.
         """
@@ -86,10 +84,10 @@ class Supervised:
         }
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            # Opened here first: what a supervisor cannot say in time, the log may.
+            # The supervisor's own errors are written to the log, too.
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    # Isolated: whatever PYTHON… is set is for the server.
+                    # Isolated: PYTHON… variables are meant for the server.
                     [sys.executable, "-I", str(Path(supervisor.__file__).resolve())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -105,21 +103,21 @@ class Supervised:
         while not self.pid:
             if not self._hear(until - time.monotonic()) or self.ended is not None:
                 self.stop()
-                raise ServerError(f"the server's supervisor did not start it; see {self.log}")
+                raise ServerError(f"the server's supervisor did not start the server; see {self.log}")
 
     def poll(self, timeout_s: float = 0.0) -> Ended | None:
-        """Its end, if it has ended, or does within the time."""
+        """Its end, if it has ended or ends within `timeout_s`; else None."""
         until = time.monotonic() + timeout_s
         while self.ended is None and self._hear(until - time.monotonic()):
             pass
         return self.ended
 
     def ready(self) -> None:
-        """Say that it serves: what it has in /dev/shm is noted for its end."""
+        """Say that it serves, so that the supervisor notes its files in /dev/shm."""
         self._tell("ready")
 
     def keep(self) -> None:
-        """Let it run on without us."""
+        """Leave it running when this process ends."""
         self._tell("keep")
         until = time.monotonic() + _START_TIMEOUT_S
         while not self.kept and self.ended is None and self._hear(until - time.monotonic()):
@@ -127,16 +125,16 @@ class Supervised:
         self._close()
 
     def stop(self) -> Ended | None:
-        """End it: SIGTERM, SIGKILL after the grace, the whole group."""
+        """End all of its processes: SIGTERM, and SIGKILL after the grace."""
         if self._process is None:
             return self.ended
-        # Should somebody have stopped it, it could not hear.
+        # A stopped supervisor (SIGSTOP) would not read the order.
         self._process.send_signal(signal.SIGCONT)
         self._tell("stop")
         try:
             self.poll(self.grace_s + _END_TIMEOUT_S)
         except KeyboardInterrupt:
-            # Asked a second time: no grace.
+            # A second Ctrl+C: no grace.
             self._tell("kill")
             self.poll(_END_TIMEOUT_S)
             raise
@@ -147,7 +145,7 @@ class Supervised:
         return self.ended
 
     def _abandon(self) -> None:
-        """End the server without its supervisor, which does not answer."""
+        """Kill the server and its supervisor, which does not answer."""
         self.ended = Ended(None)
         if self.pid:
             with suppress(ProcessLookupError, PermissionError):
@@ -166,19 +164,19 @@ class Supervised:
         if not self.kept:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_END_TIMEOUT_S)
-        # Its end is not waited for, which is no mistake: it is to outlive us.
+        # A kept supervisor outlives this process; without a status, subprocess would warn of it.
         process.returncode = process.returncode or 0
 
     def _tell(self, line: str) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        # One that is gone is found so when it is listened to.
+        # If the supervisor is gone, the next `_hear` finds out.
         with suppress(OSError):
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
 
     def _hear(self, timeout_s: float) -> bool:
-        """Take in one event; False if none came in time, or none will ever come."""
+        """Read one event; False if none came in time, or the supervisor is gone."""
         process = self._process
         if process is None or process.stdout is None:
             return False

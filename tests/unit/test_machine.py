@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_dsr1.servers.accelerator import visible_gpus
 
 from pytest_dsr1.servers import accelerator
-from pytest_dsr1.servers.accelerator import visible_gpus
 
 H100 = "NVIDIA H100 80GB HBM3"
 MI355X = "AMD Instinct MI355X"

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from pytest_dsr1.servers.process import Ended, ServerProcess
 
 from pytest_dsr1.servers import ServerError
-from pytest_dsr1.servers.supervised import Ended, Supervised
 from tests.project import wait_until
 
 #: A server's life in the tests' terms: it says what it is told to and waits, or ends with a status.
@@ -32,11 +32,11 @@ class Servers:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._started: list[Supervised] = []
+        self._started: list[ServerProcess] = []
 
-    def start(self, before: str = "", after: str = "", *, log: Path | None = None, grace_s: float = 10.0) -> Supervised:
+    def start(self, before: str = "", after: str = "", *, log: Path | None = None, grace_s: float = 10.0) -> ServerProcess:
         code = SERVER.format(before=before, after=after)
-        server = Supervised([sys.executable, "-c", code], {"GIVEN": "yes"}, log or self.folder / "server.log", grace_s)
+        server = ServerProcess([sys.executable, "-c", code], {"GIVEN": "yes"}, log or self.folder / "server.log", grace_s)
         self._started.append(server)
         server.start()
         return server
@@ -67,7 +67,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_for_end(server: Supervised) -> Ended:
+def wait_for_end(server: ServerProcess) -> Ended:
     wait_until(lambda: server.poll() is not None, "the server ended")
     ended = server.poll()
     assert ended is not None
@@ -79,7 +79,7 @@ def test_status_and_last_lines_of_one_that_ends(servers: Servers) -> None:
     server = servers.start(after="print('the last word'); sys.exit(3)")
     ended = wait_for_end(server)
     assert ended.status == 3
-    assert ended.words == "exit status 3"
+    assert ended.how == "exit status 3"
     assert ended.tail[-1] == "the last word"
 
 
@@ -87,7 +87,7 @@ def test_one_that_is_killed(servers: Servers) -> None:
     """The signal is named."""
     server = servers.start()
     os.kill(servers.pids()[0], signal.SIGKILL)
-    assert wait_for_end(server).words == "killed by SIGKILL"
+    assert wait_for_end(server).how == "killed by SIGKILL"
 
 
 def test_environment_is_ours_and_what_is_added(servers: Servers) -> None:
@@ -111,7 +111,7 @@ def test_killed_after_the_grace(servers: Servers) -> None:
     servers.pids()
     ended = server.stop()
     assert ended is not None
-    assert ended.words == "killed by SIGKILL"
+    assert ended.how == "killed by SIGKILL"
 
 
 def test_one_that_was_stopped_by_a_signal_is_ended(servers: Servers) -> None:
@@ -145,8 +145,8 @@ def test_nothing_outlives_our_death(servers: Servers, tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from pytest_dsr1.servers.supervised import Supervised
-Supervised([sys.executable, "-c", {SERVER.format(before="", after="")!r}], {{}}, Path({str(log)!r}), 5.0).start()
+from pytest_dsr1.servers.process import ServerProcess
+ServerProcess([sys.executable, "-c", {SERVER.format(before="", after="")!r}], {{}}, Path({str(log)!r}), 5.0).start()
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code]) as starter:
@@ -191,7 +191,7 @@ def test_log_in_a_place_that_does_not_exist(servers: Servers) -> None:
 
 def test_command_that_is_none(servers: Servers) -> None:
     """The error says which, and why."""
-    server = Supervised(["/nowhere/python3", "-m", "sglang"], {}, servers.folder / "server.log", 1.0)
+    server = ServerProcess(["/nowhere/python3", "-m", "sglang"], {}, servers.folder / "server.log", 1.0)
     with pytest.raises(ServerError, match=r"/nowhere/python3.*No such file"):
         server.start()
 
