@@ -68,9 +68,15 @@ def _reopen(folder: Path) -> Journal:
     from pytest_dsr1.journal import Journal, JournalError
 
     try:
-        return Journal.reopen(folder.resolve())
+        journal = Journal.reopen(folder.resolve())
     except JournalError as error:
         raise pytest.UsageError(f"--resume: {error}") from None
+    if not journal.batch.points:
+        raise pytest.UsageError(
+            f"--resume: {journal.folder} has no points, since its session ended before any was selected; "
+            "start a new sweep"
+        )
+    return journal
 
 
 def selects_by_name(config: pytest.Config) -> bool:

@@ -375,6 +375,8 @@ class Sweep:
         # Of a session that was interrupted before it had any tests.
         for journal in self._journals.values() if self._begun else ():
             journal.discard_if_empty()
+        for journal in self._journals.values():
+            journal.unlock()
         # A second Ctrl+C has ended the server at once, and there is nothing left to interrupt.
         with suppress(KeyboardInterrupt):
             self.stop_server()
