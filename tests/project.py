@@ -1,7 +1,7 @@
 """A user's project in a folder of its own, and pytest run there as he runs it.
 
-`Project.run` runs pytest in this process, which takes a quarter of the CPU time of a process. Use `Project.run_process`,
-or `Project.start`, where the test is about a process: a signal, a crash, xdist's workers, or what happens at start-up.
+`Project.run` runs pytest in this process, which takes a quarter of the CPU time that a new process takes. Use
+`Project.run_process` or `Project.start` where the test is about a process: a signal, a crash, or a start-up.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -60,7 +61,7 @@ class Project:
             _interrupted_after(HANG_S) as hangs,
         ):
             status = pytest.main([*WITHOUT_PLUGINS, *WITHOUT_PLUGINS_IN_PROCESS, *args], plugins=[interruption])
-        outcome = Outcome(int(status), output.buffer.getvalue().decode())  # type: ignore[attr-defined]
+        outcome = Outcome(int(status), output.buffer.getvalue().decode())
         assert not hangs, f"pytest {' '.join(args)}: not ended within {HANG_S:g} s: {outcome}"
         if interruption.by_user:
             raise KeyboardInterrupt
@@ -189,7 +190,7 @@ def _set_default_warnings() -> None:
         warnings.simplefilter("ignore", category, append=True)
 
 
-def _restore_modules(folder: Path, modules: dict[str, object]) -> None:
+def _restore_modules(folder: Path, modules: dict[str, ModuleType]) -> None:
     """Forget the modules of `folder` alone, and bring back what they replaced; a library is imported only once."""
     own = [
         name
@@ -199,7 +200,7 @@ def _restore_modules(folder: Path, modules: dict[str, object]) -> None:
     for name in own:
         del sys.modules[name]
     for name, module in modules.items():
-        sys.modules.setdefault(name, module)  # type: ignore[arg-type]
+        sys.modules.setdefault(name, module)
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:

@@ -42,6 +42,7 @@ class Script:
     :param server_info: What /server_info says, beside `vocab_size` and the model.
     :param later_info: What /server_info says beside it, once this many streamed requests have arrived.
     :param info_failures: So often /server_info answers HTTP 500 before it answers once, and again after that.
+    :param dies_at: The number of the streamed request at whose arrival the process ends; None: it does not.
     :param echo_logprob: Of every token of an echoed prompt.
     :param port: To listen on; 0: a free one.
     :param cpu: The core to run on; None: any.
@@ -55,6 +56,7 @@ class Script:
     server_info: dict[str, Any] = field(default_factory=dict)
     later_info: tuple[int, dict[str, Any]] = (0, {})
     info_failures: int = 0
+    dies_at: int | None = None
     echo_logprob: float = -1.0
     echo_fault: EchoFault = "none"
     port: int = 0
@@ -105,6 +107,7 @@ def timed_server(
     server_info: dict[str, Any] | None = None,
     later_info: tuple[int, dict[str, Any]] | None = None,
     info_failures: int = 0,
+    dies_at: int | None = None,
     echo_logprob: float = -1.0,
     echo_fault: EchoFault = "none",
     port: int = 0,
@@ -123,6 +126,7 @@ def timed_server(
         "server_info": server_info or {},
         "later_info": later_info or (0, {}),
         "info_failures": info_failures,
+        "dies_at": dies_at,
         "echo_logprob": echo_logprob,
         "echo_fault": echo_fault,
         "port": port,
@@ -251,6 +255,8 @@ class ScriptedServer:
 
     def _stream(self, client: _Client, body: bytes, now: int) -> None:
         number = len(self._requests)
+        if number == self._script.dies_at:
+            os._exit(1)
         first, second, prompt_tokens, max_tokens = _lengths(body)
         client.record = {
             "first": first,
