@@ -103,6 +103,12 @@ class Batches:
             scenario: journal for scenario, journal in self._journals.items() if not journal.discard_if_empty()
         }
 
+    def close(self) -> None:
+        """Let other sessions resume the batches; remove those to which no point was selected."""
+        self.discard_empty()
+        for journal in self:
+            journal.unlock()
+
     @property
     def any_failed(self) -> bool:
         """Whether a point failed, in this session or before it was resumed."""

@@ -71,6 +71,7 @@ class Journal:
         """Engine and model that the batch is measured on; None before a server answered."""
         self._now = now
         self._lock: int | None = None
+        self._reopened = False
 
     @classmethod
     def create(
@@ -113,6 +114,7 @@ class Journal:
             raise JournalError(f"{state} is damaged ({type(error).__name__}: {error}); it cannot be resumed") from None
         journal = cls(folder, batch, options, now)
         journal.served = served
+        journal._reopened = True
         journal._adopt_finished()
         return journal
 
@@ -142,7 +144,10 @@ class Journal:
         self._write()
 
     def lock(self) -> None:
-        """Keep other sessions from resuming this batch, until this process ends.
+        """Keep other sessions from resuming this batch, until `unlock` or until this process ends.
+
+        A reopened batch is brought up to date: a crash may have come between a result, the state and the summary, and
+        if nothing is missing, nothing else is written.
 
         :raises JournalError: Another one measures it.
         """
@@ -151,6 +156,8 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise JournalError(f"{self.folder} is being measured by another session; wait until it has ended") from None
+        if self._reopened:
+            self._write()
 
     def unlock(self) -> None:
         """Let them, before this process ends."""

@@ -161,9 +161,15 @@ class Shows:
 
 def _reopen(config: pytest.Config, folder: str) -> Journal:
     try:
-        return Journal.reopen((config.invocation_params.dir / folder).resolve())
+        journal = Journal.reopen((config.invocation_params.dir / folder).resolve())
     except JournalError as error:
         raise pytest.UsageError(f"--resume: {error}") from None
+    if not journal.batch.points:
+        raise pytest.UsageError(
+            f"--resume: {journal.folder} has no points, since its session ended before any was selected; "
+            "start a new sweep"
+        )
+    return journal
 
 
 def _missing(config: pytest.Config, journals: list[Journal]) -> frozenset[tuple[Point, str]]:

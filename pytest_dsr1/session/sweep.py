@@ -274,9 +274,8 @@ class Sweep:
         return self.begun and not self._ran and not self._complete and not self.stopped_by_user
 
     def pytest_unconfigure(self) -> None:
-        # Of a session that was interrupted before it had any tests.
         if self.begun:
-            self.batches.discard_empty()
+            self.batches.close()
         # A second Ctrl+C has ended the server at once, and there is nothing left to interrupt.
         with suppress(KeyboardInterrupt):
             self.stop_server()

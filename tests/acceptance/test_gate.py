@@ -30,7 +30,7 @@ from tests.project import Outcome, Project
 from tools.quantize_reference import quantised_copy
 
 WEIGHTS = ROOT / "pytest_dsr1" / "reference" / "weights"
-LENGTHS = ("--isl", "32", "--osl", "16")
+LENGTHS = ("--isl", "32", "--osl", "1")
 #: Three documents are judged as the whole corpus is, in a tenth of the time.
 LIMIT = ("--accuracy-limit", "3", "--conc", "4")
 
@@ -112,7 +112,7 @@ class TestSweep:
         assert "FAILED" in line
         assert "no accuracy baseline for (pytest-dsr1-reference, dsr1-heldout[:3])" in line
         assert "--record-accuracy-baseline" in line
-        fields = json.loads((project.batch / "result_isl32_osl16_conc4.json").read_text())
+        fields = json.loads((project.batch / "result_isl32_osl1_conc4.json").read_text())
         assert fields["accuracy"]["word_perplexity"] > 1
         assert fields["successful_requests"] == 12
 
@@ -120,7 +120,7 @@ class TestSweep:
         """To the last digit, keyed by model and task."""
         project, _ = recorded
         (baseline,) = baselines_from_json((project.folder / "mine.json").read_text(), "mine.json")
-        fields = json.loads((project.batch / "result_isl32_osl16_conc4.json").read_text())
+        fields = json.loads((project.batch / "result_isl32_osl1_conc4.json").read_text())
         assert dict(baseline.figures) == fields["accuracy"]
         assert (baseline.model, baseline.task) == ("pytest-dsr1-reference", "dsr1-heldout[:3]")
 

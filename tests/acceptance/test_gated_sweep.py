@@ -14,7 +14,7 @@ from pytest_dsr1.core.gate import AccuracyFigures, baselines_to_json
 from tests.project import Project
 from tests.servers.timed import timed_server
 
-POINT = ("--isl", "16", "--osl", "32", "--conc", "4", "--num-prompts", "8")
+POINT = ("--isl", "16", "--osl", "1", "--conc", "4", "--num-prompts", "8")
 
 
 def write_baseline(path: Path, percent: float) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_dsr1.journal import Journal
+from pytest_dsr1.batch.journal import Journal
 from pytest_dsr1.submit import client
 from pytest_dsr1.submit.events import SubmissionState as State
 from pytest_dsr1.submit.outbox import Outbox

@@ -44,6 +44,7 @@ class Script:
     :param info_failures: So often /server_info answers HTTP 500 before it answers once, and again after that.
     :param gate: Streamed requests are answered in groups of so many, in order of arrival: none of a group is answered
         before all of it have arrived.
+    :param dies_at: The number of the streamed request at whose arrival the process ends; None: it does not.
     :param echo_logprob: Of every token of an echoed prompt.
     :param port: To listen on; 0: a free one.
     :param cpu: The core to run on; None: any.
@@ -58,6 +59,7 @@ class Script:
     later_info: tuple[int, dict[str, Any]] = (0, {})
     info_failures: int = 0
     gate: int = 1
+    dies_at: int | None = None
     echo_logprob: float = -1.0
     echo_fault: EchoFault = "none"
     port: int = 0
@@ -109,6 +111,7 @@ def timed_server(
     later_info: tuple[int, dict[str, Any]] | None = None,
     info_failures: int = 0,
     gate: int = 1,
+    dies_at: int | None = None,
     echo_logprob: float = -1.0,
     echo_fault: EchoFault = "none",
     port: int = 0,
@@ -128,6 +131,7 @@ def timed_server(
         "later_info": later_info or (0, {}),
         "info_failures": info_failures,
         "gate": gate,
+        "dies_at": dies_at,
         "echo_logprob": echo_logprob,
         "echo_fault": echo_fault,
         "port": port,
@@ -257,6 +261,8 @@ class ScriptedServer:
 
     def _stream(self, client: _Client, body: bytes, now: int) -> None:
         number = len(self._requests)
+        if number == self._script.dies_at:
+            os._exit(1)
         first, second, prompt_tokens, max_tokens = _lengths(body)
         client.record = {
             "first": first,

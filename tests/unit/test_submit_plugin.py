@@ -10,7 +10,7 @@ import pytest
 
 from pytest_dsr1.core.config import Mode, SweepConfig
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.journal import Journal
+from pytest_dsr1.batch.journal import Journal
 from pytest_dsr1.submit.plugin import SubmitPlugin, with_hook
 from tests.batches import SCENARIO, finished_batch
 from tests.servers.scripted_space import Reply, ScriptedSpace, event, scripted_space
