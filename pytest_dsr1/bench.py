@@ -18,8 +18,8 @@ from pytest_dsr1.accuracy.tokenizer import Tokenizer, VocabSize, VocabularyError
 from pytest_dsr1.batch import read_result, result_path, samples_path, write_atomically
 from pytest_dsr1.batch.published import b200_table, given_baselines, published_baselines
 from pytest_dsr1.batch.samples import samples_to_bytes
-from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
+from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, GateStatus, Verdict, applicable, baselines_to_json, judge
 from pytest_dsr1.core.gate import merged as with_baseline
 from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
@@ -221,9 +221,7 @@ class Visit:
         bench.server.flush_cache()
         with bench.progress.load(point) as report:
             bench.listener.load_started(point, self.before)
-            run = run_point(
-                self.before.url, self.before.model, point, prompts, bench.config.limits, on_progress=report
-            )
+            run = run_point(self.before.url, self.before.model, point, prompts, bench.config.limits, on_progress=report)
             extra = bench.listener.load_ended(point, self.before)
         samples_file = self._keep_samples(run)
         changes = self._changes_since_begin(run)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_dsr1.core.evidence import Check
     from pytest_dsr1.core.config import Point, SweepConfig
+    from pytest_dsr1.core.evidence import Check
     from pytest_dsr1.core.result import Result
     from pytest_dsr1.core.server import Served
     from pytest_dsr1.core.summary import Batch, PointState
@@ -47,12 +47,12 @@ def pytest_dsr1_refuse_server(config: pytest.Config, why: str, reference: bool, 
 
 
 @pytest.hookspec
-def pytest_dsr1_preflight(config: pytest.Config, sweep: SweepConfig) -> Iterable[PreflightCheck]:
+def pytest_dsr1_preflight(config: pytest.Config, sweep: SweepConfig) -> Iterable[PreflightCheck] | None:
     """Look for what would fail later, before a server is started. A check that did not pass ends the session."""
 
 
 @pytest.hookspec
-def pytest_dsr1_checks(config: pytest.Config) -> Iterable[Check]:
+def pytest_dsr1_checks(config: pytest.Config) -> Iterable[Check] | None:
     """Add checks of a result: functions from `Evidence` to findings. One that rejects fails the point.
 
     Example::

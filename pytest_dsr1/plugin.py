@@ -137,9 +137,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     ours = [
-        item
-        for item in session.items
-        if any(name.startswith(_PREFIX) for name in getattr(item, "fixturenames", ()))
+        item for item in session.items if any(name.startswith(_PREFIX) for name in getattr(item, "fixturenames", ()))
     ]
     if ours and not _starts_sweep(session.config):
         from pytest_dsr1 import collection

@@ -291,8 +291,6 @@ def _refuse_restarts(plan: LaunchPlan, config: SweepConfig, workers: int) -> Non
     if len(launches) > 1:
         raise ServerError(
             f"-n {workers}: recipe {plan.recipe.name} restarts the server for {launches[1][1][0].id} "
-            f"({launches[1][0].changes_from(launches[0][0])}), which a worker cannot ask for; run without -n, or fix these "
-            "with --server-arg"
+            f"({launches[1][0].changes_from(launches[0][0])}), which a worker cannot ask for; run without -n, or fix "
+            "these with --server-arg"
         )
-
-

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_dsr1.batch import result_path, write_atomically
+from pytest_dsr1.batch.journal import Journal
 from pytest_dsr1.core.config import Mode, Point, Scenario
 from pytest_dsr1.core.result import SCHEMA_VERSION, Result
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.summary import Status
-from pytest_dsr1.batch import result_path, write_atomically
-from pytest_dsr1.batch.journal import Journal
 
 SCENARIO = Scenario(1024, 1024)
 

@@ -66,6 +66,7 @@ class LoadRecord:
     :param samples_file: Name and sha256 of the raw samples beside the result; None if they could not be written.
     :param server_changes: What differed in the server after the point: process, model or arguments.
     :param server_lost: Why the server ended during the point, in one line; empty if it did not.
+    :param extra: What plugins add to the result.
     """
 
     run: LoadRun
@@ -75,6 +76,7 @@ class LoadRecord:
     samples_file: tuple[str, str] | None
     server_changes: tuple[str, ...] = ()
     server_lost: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_result(
@@ -115,6 +117,7 @@ def make_result(
         if load is None or load.samples_file is None
         else SamplesFile(**dict(zip(("file", "sha256"), load.samples_file, strict=True))),
         latency_ms=None if performance is None else performance.latency_ms,
+        extra=dict(load.extra) if load is not None and load.extra else None,
         # The findings, and the verdict that follows from them, replace these.
         validation=Validation(findings=()),
         verdict=PointVerdict(status="UNFINISHED", reason=""),

@@ -182,6 +182,8 @@ class Result(_Object, frozen=True, kw_only=True):
     client: Client | None = None
     samples: SamplesFile | None = None
     latency_ms: LatencyMs | None = None
+    extra: dict[str, Any] | None = None
+    """What plugins have added by `pytest_dsr1_load_ended`."""
     validation: Validation
     verdict: PointVerdict
 

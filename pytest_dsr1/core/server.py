@@ -74,12 +74,6 @@ class Served:
         object.__setattr__(self, "url", self.url.rstrip("/"))
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Folders or hub names that may hold the model's files: the server's own, then the model's; each once."""
-        said = (self.info.get(key) for key in ("tokenizer_path", "model_path"))
-        return tuple(dict.fromkeys([*(name for name in said if isinstance(name, str) and name), self.model]))
-
-    @property
     def is_reference(self) -> bool:
         return self.engine == "reference"
 

@@ -12,9 +12,10 @@ from typing import Protocol
 import pytest
 
 from pytest_dsr1.bench import Bench, Listener
-from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.config import Point
+from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.server import Served
+
 
 class Session(Protocol):
     """What the fixtures need of a session, in the process that owns it and in a worker."""

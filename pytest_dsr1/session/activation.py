@@ -17,10 +17,10 @@ from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.summary import Status
 from pytest_dsr1.options import reading
 from pytest_dsr1.servers.choose import print_launch
-from pytest_dsr1.submit.plugin import SubmitPlugin, with_hook
 from pytest_dsr1.session import SESSION, workers
 from pytest_dsr1.session.sweep import Sweep
 from pytest_dsr1.session.terminal import LiveLine, Terminal
+from pytest_dsr1.submit.plugin import SubmitPlugin, with_hook
 
 
 def activate(config: pytest.Config) -> None:
@@ -101,7 +101,13 @@ def _start_worker(config: pytest.Config, sweep_config: SweepConfig) -> None:
 
 
 #: Options of pytest-benchmark that do nothing under xdist, where it is switched off.
-_BENCHMARK_FILES = ("benchmark_json", "benchmark_save", "benchmark_autosave", "benchmark_compare", "benchmark_compare_fail")
+_BENCHMARK_FILES = (
+    "benchmark_json",
+    "benchmark_save",
+    "benchmark_autosave",
+    "benchmark_compare",
+    "benchmark_compare_fail",
+)
 #: pytest-benchmark's columns that mean something for latencies under load; `ops` is 1 / latency and does not.
 _COLUMNS = ["min", "median", "mean", "max", "stddev", "rounds"]
 
@@ -182,4 +188,3 @@ def _missing(config: pytest.Config, journals: list[Journal]) -> frozenset[tuple[
         if not state.finished or (failures_too and state.status is Status.FAILED)
         for test in state.tests
     )
-

@@ -21,8 +21,8 @@ from pytest_dsr1.batch.batches import Batches
 from pytest_dsr1.batch.journal import Journal, JournalError
 from pytest_dsr1.bench import Bench, Listener, Progress
 from pytest_dsr1.collection import point_tests
-from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.config import Point, SweepConfig
+from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.ledger import Ledger, PointEnd, PointReport, PointTest
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.text import first_line

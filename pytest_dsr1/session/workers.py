@@ -13,8 +13,8 @@ import pytest
 
 from pytest_dsr1.bench import Bench, Listener, NoProgress
 from pytest_dsr1.collection import point_tests
-from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
+from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.ledger import PointTest
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.servers import ServerError

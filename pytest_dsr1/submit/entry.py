@@ -101,7 +101,7 @@ def own_objections(result: Result, loopback: bool) -> Iterator[str]:
     if requested is None or completed != requested:
         yield f"it is not complete: {completed or 0} of {requested or 'an unknown number of'} requests succeeded"
     for finding in result.findings:
-        if finding.get("severity") == "reject":
+        if finding.severity == "reject":
             yield f"{finding.get('check')}: {finding.get('message')}"
     if fields.get("server", {}).get("num_gpus") is None:
         yield "the number of GPUs is unknown, so there is no throughput per GPU; type --tp"

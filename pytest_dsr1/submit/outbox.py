@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from pytest_dsr1.batch import sync_folder, write_atomically
+from pytest_dsr1.batch import write_atomically
 from pytest_dsr1.submit.events import Delivery, SubmissionState
 
 OUTBOX_NAME = "submissions.jsonl"

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pytest_dsr1.batch import read_result
+from pytest_dsr1.batch.journal import Journal
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.core.summary import PointState, Status
-from pytest_dsr1.batch import read_result
-from pytest_dsr1.batch.journal import Journal
 from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
 from pytest_dsr1.submit.entry import Entry, EntryError, Objections, make_entry, own_objections
 from pytest_dsr1.submit.events import Delivery, SubmissionState

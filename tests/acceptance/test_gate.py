@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
+from pytest_dsr1.resources import baseline_text
 
 from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate
 from pytest_dsr1.accuracy.documents import task_for
@@ -22,7 +23,6 @@ from pytest_dsr1.core.gate import (
     baselines_to_json,
     judge,
 )
-from pytest_dsr1.resources import baseline_text
 from pytest_dsr1.servers.probe import inspect
 from tests.conftest import ROOT
 from tests.engine import running_engine

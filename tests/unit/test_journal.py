@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_dsr1.core.config import Mode, Point, Scenario
-from pytest_dsr1.core.summary import Status
 from pytest_dsr1.batch import result_path, write_atomically
 from pytest_dsr1.batch.journal import Journal, JournalError
+from pytest_dsr1.core.config import Mode, Point, Scenario
+from pytest_dsr1.core.summary import Status
 from tests.batches import result_fields
 
 SCENARIO = Scenario(128, 64)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_dsr1.option_table import BY_NAME
 
 from pytest_dsr1.core.config import ALL_SCENARIOS, Engine, Mode, Point, Scenario, SweepConfig
-from pytest_dsr1.option_table import BY_NAME
 from pytest_dsr1.options import (
     asks_for_sweep,
     make_config,

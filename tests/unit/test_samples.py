@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pytest_dsr1.core.samples import LoadRun, LoopLag, Outcome, RequestSample
 from pytest_dsr1.batch.samples import read_samples, samples_to_bytes
+from pytest_dsr1.core.samples import LoadRun, LoopLag, Outcome, RequestSample
 
 
 def sample(index: int, sent_ns: int, events: list[int], outcome: Outcome = Outcome.OK) -> RequestSample:

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from pytest_dsr1.batch.journal import Journal
 from pytest_dsr1.core.config import Mode, SweepConfig
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.batch.journal import Journal
 from pytest_dsr1.submit.plugin import SubmitPlugin, with_hook
 from tests.batches import SCENARIO, finished_batch
 from tests.servers.scripted_space import Reply, ScriptedSpace, event, scripted_space
