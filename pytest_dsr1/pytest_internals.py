@@ -76,11 +76,6 @@ def owner_of_option(config: pytest.Config, name: str) -> str:
     return "another plugin"
 
 
-def default_of(config: pytest.Config, dest: str) -> object:
-    """The default of an option of another plugin; None where nobody declared it."""
-    return config._parser.optparser.get_default(dest)
-
-
 class _OptionRecorder:
     """Looks like a parser, and keeps the names of the options that are declared on it."""
 

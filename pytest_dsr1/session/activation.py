@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1 import collection, preflight, pytest_internals
+from pytest_dsr1 import collection, preflight
 from pytest_dsr1.batch.batches import Batches
 from pytest_dsr1.batch.journal import Journal, JournalError
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
@@ -132,9 +132,8 @@ def refuse_unverifiable(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"--{typed[0].replace('_', '-')} with -n: pytest-benchmark is switched off under xdist; drop one of both"
         )
-    columns = "benchmark_columns"
-    if (parser_default := pytest_internals.default_of(config, columns)) and getattr(option, columns) == parser_default:
-        setattr(option, columns, _COLUMNS)
+    if getattr(option, "benchmark_columns", _COLUMNS) is None:
+        option.benchmark_columns = _COLUMNS
 
 
 class Shows:

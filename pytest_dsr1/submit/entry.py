@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 from pytest_dsr1.core.baselines import B200Table
 from pytest_dsr1.core.config import Point
+from pytest_dsr1.core.evidence import Severity
+from pytest_dsr1.core.gate import GateStatus
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.submit.schema import B200_FIELDS, LABELS, Field, Schema
 
@@ -62,18 +64,17 @@ def make_entry(result: Result, team: str) -> Entry:
 
     :raises EntryError: A value is not a finite number above 0, or the concurrency is missing.
     """
-    fields = result.fields
+    conc = result.benchmark_args.max_concurrency if result.benchmark_args is not None else 0
+    if conc < 1:
+        raise EntryError(f"its concurrency is {conc}, not a whole number from 1")
     # Accuracy and B200's figures are in objects of their own.
-    figures = {**fields, **fields.get("b200_baseline_nv1126", {}), **fields.get("accuracy", {})}
-    conc = fields.get("benchmark_args", {}).get("max_concurrency")
-    if not isinstance(conc, int) or isinstance(conc, bool) or conc < 1:
-        raise EntryError(f"its concurrency is {conc!r}, not a whole number from 1")
+    places = (result, result.b200_baseline_nv1126, result.accuracy)
     values: dict[Field, str | int | float] = {Field.TEAM: team, Field.CONC: conc}
     for field in Field:
-        value = figures.get(field)
+        value = next((found for place in places if (found := getattr(place, field, None)) is not None), None)
         if field in values or value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        if not math.isfinite(value) or value <= 0:
             raise EntryError(f"{LABELS[field]} is {value!r}, not a finite number above 0")
         values[field] = value
     return Entry(values)
@@ -84,26 +85,22 @@ def own_objections(result: Result, loopback: bool) -> Iterator[str]:
 
     :param loopback: Whether the leaderboard is on this machine, so that the submission is a rehearsal.
     """
-    fields = result.fields
-    engine = fields.get("engine")
-    if engine == "reference" and not loopback:
+    if result.engine == "reference" and not loopback:
         yield "it was measured on the reference engine, whose results are only sent to a leaderboard on this machine"
-    elif engine not in ("reference", "external", "sglang"):
-        yield f"it was measured on an engine that is not known: {engine!r}"
-    accuracy = fields.get("accuracy_validation", {}).get("status", "missing")
-    if accuracy != "PASSED":
-        yield f"accuracy is {accuracy}"
-    task = str(fields.get("accuracy_task", {}).get("task", ""))
-    if "[:" in task:
-        yield f"its accuracy was measured on a part of the task only: {task} (--accuracy-limit)"
-    requested = fields.get("benchmark_args", {}).get("num_prompts")
-    completed = fields.get("successful_requests")
+    elif result.engine not in ("reference", "external", "sglang"):
+        yield f"it was measured on an engine that is not known: {result.engine!r}"
+    if result.accuracy_validation.status is not GateStatus.PASSED:
+        yield f"accuracy is {result.accuracy_validation.status}"
+    if result.accuracy_task is not None and "[:" in result.accuracy_task.task:
+        yield f"its accuracy was measured on a part of the task only: {result.accuracy_task.task} (--accuracy-limit)"
+    requested = result.benchmark_args.num_prompts if result.benchmark_args is not None else None
+    completed = result.successful_requests
     if requested is None or completed != requested:
         yield f"it is not complete: {completed or 0} of {requested or 'an unknown number of'} requests succeeded"
     for finding in result.findings:
-        if finding.severity == "reject":
-            yield f"{finding.get('check')}: {finding.get('message')}"
-    if fields.get("server", {}).get("num_gpus") is None:
+        if finding.severity is Severity.REJECT:
+            yield f"{finding.check}: {finding.message}"
+    if result.server.num_gpus is None:
         yield "the number of GPUs is unknown, so there is no throughput per GPU; type --tp"
     # Last, because the verdict repeats one of the reasons above in fewer words.
     if not result.passed:

@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 
 import pytest
-from pytest_dsr1.resources import baseline_text
 
 from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate
 from pytest_dsr1.accuracy.documents import task_for
@@ -44,7 +43,9 @@ def measured(url: str, concurrency: int = 8) -> AccuracyMeasurement:
 @pytest.fixture(scope="module")
 def published() -> AccuracyBaseline:
     """The reference engine's baseline."""
-    (baseline,) = baselines_from_json(baseline_text("accuracy_reference.json"), "accuracy_reference.json")
+    (baseline,) = baselines_from_json(
+        (ROOT / "baselines" / "accuracy_reference.json").read_text(), "accuracy_reference.json"
+    )
     return baseline
 
 
@@ -145,7 +146,9 @@ class TestSweep:
 
 def test_published_figures_are_on_the_scale_of_the_task(shared: Path) -> None:
     """ln word_ppl / ln byte_ppl is bytes per word: of the seed's chunks 3.794, where lm-eval's own task has 5.347."""
-    (baseline,) = baselines_from_json(baseline_text("accuracy_deepseek.json"), "accuracy_deepseek.json")
+    (baseline,) = baselines_from_json(
+        (ROOT / "baselines" / "accuracy_deepseek.json").read_text(), "accuracy_deepseek.json"
+    )
     task = task_for(reference=False, data=shared / "data" / "wikitext2_raw_test_rows.jsonl")
     assert baseline.task == task.name
     scale = math.log(baseline.figures.word_perplexity) / math.log(baseline.figures.byte_perplexity)

@@ -196,7 +196,7 @@ def test_reports_of_other_tools(project: Project) -> None:
     }
     row = json.loads((project.folder / "rows.json").read_text())["benchmarks"][0]
     assert float(properties["median_e2el_ms"] or 0) == pytest.approx(row["stats"]["median"] * 1000)
-    assert row["fullname"] == "test_sweep.py::test_perf[isl16-osl1-conc2]"
+    assert row["fullname"] == "tests_bench/test_sweep.py::test_perf[isl16-osl1-conc2]"
     assert row["stats"]["rounds"] == len(row["stats"]["data"]) == 12
 
 

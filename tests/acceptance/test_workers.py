@@ -95,7 +95,7 @@ def test_two_embedded_engines(project: Project, reference_url: str, tmp_path: Pa
     assert {result["server"]["url"] for result in results(project).values()} == {reference_url, other.url}
     by_test = {test: worker for worker, test in re.findall(r"\[(gw\d)\].* PASSED (\S+)", outcome.output)}
     for conc in (1, 2):
-        tests = [f"test_sweep.py::{test}[isl16-osl1-conc{conc}]" for test in ("test_accuracy", "test_perf")]
+        tests = [f"tests_bench/test_sweep.py::{test}[isl16-osl1-conc{conc}]" for test in ("test_accuracy", "test_perf")]
         assert by_test[tests[0]] == by_test[tests[1]]
 
 
@@ -135,7 +135,6 @@ def test_servers_of_different_models(project: Project) -> None:
 
 def test_strangers_tests_are_distributed_as_ever(project: Project) -> None:
     """Without a sweep, -n is xdist's own."""
-    (project.folder / "test_sweep.py").unlink()
     (project.folder / "test_his.py").write_text(
         "import pytest\n@pytest.mark.parametrize('n', range(8))\ndef test_his(n): pass\n"
     )
