@@ -1,4 +1,4 @@
-"""The published B200 table: its rows, and the comparison of a result with one of them.
+"""The published B200 table, and the comparison of a result with one of its rows.
 
 Leaderboards expect a comparison with the figures as they were published, so no figure is corrected here. What is wrong
 with a row is in its remark; tests/unit/test_baselines.py computes it. The caller reads the file; this module parses it.
@@ -33,7 +33,10 @@ _Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 
 
 class BaselineError(ValueError):
-    """A baseline file that is not valid; the message names file, row and field, what was found and expected."""
+    """A baseline file that is not valid.
+
+    The message names file, row and field, what was expected and what was found.
+    """
 
 
 class B200Baseline(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +120,7 @@ class B200Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def compare(performance: Mapping[str, Any], row: B200Row) -> dict[str, Any]:
-    """The fields of a result that compare it with `row`: the baseline, then the exact quotients.
+    """Fields of a result that compare it with `row`: the baseline, exact quotients.
 
     A ratio is absent where `performance` lacks its figure: `tput_per_gpu` when the number of GPUs is unknown,
     `interactivity` when there is no TPOT.

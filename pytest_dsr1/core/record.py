@@ -1,4 +1,4 @@
-"""From what was measured at a point to its result: put together, checked, and judged."""
+"""From the measurements of a point to its result: composed, checked, judged."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def _client(run: LoadRun, performance: Performance | None) -> Client:
 
 
 def _prefix_cache(run: LoadRun) -> PrefixCache | None:
-    """How many prompt tokens the server had in its cache; None where it does not report that."""
+    """Prompt tokens in the server's cache; None where it does not report them."""
     told = [sample for sample in run.completed if sample.cached_tokens is not None]
     prompt_tokens = sum(sample.requested_input_tokens for sample in told)
     if not prompt_tokens:

@@ -78,7 +78,7 @@ class MeasuredServer(_Object, frozen=True, kw_only=True):
 
 
 class RequestCounts(_Object, frozen=True, kw_only=True):
-    """How the requests ended: by `core.samples.Outcome`, and the first failures in words."""
+    """How many requests ended in which way, and the first failures in words."""
 
     sent: int
     outcomes: dict[str, int]
@@ -86,7 +86,7 @@ class RequestCounts(_Object, frozen=True, kw_only=True):
 
 
 class LoopLagMs(_Object, frozen=True, kw_only=True):
-    """How late the client's event loop handled its ticks, in ms: the error of every latency."""
+    """How late the client's event loop was, in ms: the error of every latency."""
 
     p50: float
     p99: float
@@ -95,7 +95,10 @@ class LoopLagMs(_Object, frozen=True, kw_only=True):
 
 
 class PrefixCache(_Object, frozen=True, kw_only=True):
-    """Prompt tokens, and how many of them the server had in its cache, over the requests that report it."""
+    """Prompt tokens, and how many of them were in the server's cache.
+
+    :param requests_told: Requests for which the server reported it; only they are counted.
+    """
 
     requests_told: int
     prompt_tokens: int
@@ -142,7 +145,10 @@ class PointVerdict(_Object, frozen=True, kw_only=True):
 
 
 class Result(_Object, frozen=True, kw_only=True):
-    """A result file. Latencies are in ms, durations in s, throughputs in tokens/s (requests/s for requests)."""
+    """A result file.
+
+    Latencies are in ms, durations in s, throughputs in tokens/s (`request_throughput` in requests/s).
+    """
 
     successful_requests: int | None = None
     benchmark_duration: float | None = None
@@ -187,7 +193,10 @@ class Result(_Object, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """:raises ValueError: Not a result of this project, of another schema version, or damaged; says which."""
+        """Parse a result file.
+
+        :raises ValueError: Not JSON, of another tool or schema version, or with a wrong field; the message says which.
+        """
         try:
             document = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
@@ -250,12 +259,12 @@ class Result(_Object, frozen=True, kw_only=True):
 
     @property
     def tpot_ms(self) -> Distribution | None:
-        """Time per output token after the first; None too where every request generated one token."""
+        """Time per output token; None too if each request generated one token."""
         return self.latency_ms.tpot if self.latency_ms else None
 
     @property
     def itl_ms(self) -> Distribution | None:
-        """Inter-token latency, over the gaps of all requests; None too where no request had two events."""
+        """Inter-token latency, over all gaps; None too if no request had two events."""
         return self.latency_ms.itl if self.latency_ms else None
 
     @property
@@ -265,7 +274,7 @@ class Result(_Object, frozen=True, kw_only=True):
 
     @property
     def headline(self) -> dict[str, float]:
-        """The figures that a report shows first, by their names in the file; absent ones are left out."""
+        """The figures that a report shows first, by name; absent ones are left out."""
         names = (
             "total_token_throughput",
             "output_throughput",
