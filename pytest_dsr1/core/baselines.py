@@ -28,7 +28,7 @@ RATIOS: Mapping[str, tuple[str, str]] = {
 # 2**53: larger integers are not exact as floats.
 _Count: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
 # A union: numbers stay as their file writes them, and 10407 remains an integer in every result that repeats it.
-_Figure: TypeAlias = _Count | Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+_Number: TypeAlias = _Count | Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 _Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 
 
@@ -59,9 +59,9 @@ class B200Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     isl: _Count
     osl: _Count
     conc: _Count
-    median_e2e_ms: _Figure
-    median_interactivity: _Figure
-    tput_per_gpu: _Figure
+    median_e2e_ms: _Number
+    median_interactivity: _Number
+    tput_per_gpu: _Number
     remark: str
 
     @property

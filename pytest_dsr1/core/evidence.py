@@ -234,9 +234,13 @@ class Evidence:
         return value
 
     def number(self, path: str) -> float | None:
-        """The figure at `path`, one of FIGURES; None if it is absent or not valid."""
+        """The figure at `path`; None if it is absent or not valid.
+
+        Valid is what FIGURES says of `path`; for any other path, a finite number from 0.
+        """
         value = self.at(path)
-        return None if value is ABSENT or value is None or FIGURES[path].problem(value) else float(value)
+        figure = FIGURES.get(path, _MEASURED_OR_ZERO)
+        return None if value is ABSENT or value is None or figure.problem(value) else float(value)
 
     def count(self, path: str) -> int | None:
         """The same, as an integer."""
@@ -248,7 +252,8 @@ class Evidence:
         value = self.number(path)
         if value is None:
             return None
-        return Reading(value, value) if self.ours or FIGURES[path].exact else Reading.printed(self.at(path))
+        exact = self.ours or FIGURES.get(path, _MEASURED_OR_ZERO).exact
+        return Reading(value, value) if exact else Reading.printed(self.at(path))
 
     def problems(self) -> Iterator[str]:
         """Each figure that is present but not valid, and why."""

@@ -120,7 +120,7 @@ class AccuracyValidation(msgspec.Struct, frozen=True, kw_only=True, omit_default
     reason: str | None = None
 
 
-class AccuracyTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class MeasuredTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What accuracy was measured on, and how.
 
     :param words: What `word_perplexity` counts.

@@ -16,7 +16,7 @@ import msgspec
 from pytest_dsr1.core.baselines import B200Baseline
 from pytest_dsr1.core.config import Point, Scenario
 from pytest_dsr1.core.evidence import Finding
-from pytest_dsr1.core.gate import Accuracy, AccuracyTask, AccuracyValidation
+from pytest_dsr1.core.gate import Accuracy, AccuracyValidation, MeasuredTask
 from pytest_dsr1.core.statistics import Distribution, LatencyMs, SlotIdle
 from pytest_dsr1.core.text import shown, validation_message
 
@@ -179,7 +179,7 @@ class Result(_Object, frozen=True, kw_only=True):
     b200_remarks: tuple[str, ...] | None = None
     accuracy: Accuracy | None = None
     accuracy_validation: AccuracyValidation
-    accuracy_task: AccuracyTask | None = None
+    accuracy_task: MeasuredTask | None = None
     schema_version: int
     engine: str
     written: float
