@@ -15,7 +15,7 @@ SCENARIO = Scenario(1024, 1024)
 
 
 def result_fields(conc: int = 4, **changed: Any) -> dict[str, Any]:
-    """What a passed result of an external server has, as far as a leaderboard asks."""
+    """The fields of a passed result of an external server that a leaderboard needs."""
     return {
         "schema_version": SCHEMA_VERSION,
         "engine": "external",
@@ -44,7 +44,7 @@ def result_fields(conc: int = 4, **changed: Any) -> dict[str, Any]:
 
 
 def finished_batch(reports: Path, url: str, concs: Sequence[int] = (4,), team: str = "Team", **changed: Any) -> Journal:
-    """A batch of mode submit whose points all passed and of which nothing was sent."""
+    """A batch of mode submit: all points passed, nothing was sent."""
     options = {"--isl": "1024", "--osl": "1024", "--submit-team": team, "--leaderboard-url": url}
     journal = Journal.create(reports, SCENARIO, Mode.SUBMIT, options)
     journal.select(dict.fromkeys(concs, ("test_accuracy", "test_perf")))

@@ -1,4 +1,4 @@
-"""From a result to the values that a leaderboard takes, and what forbids to submit it."""
+"""From a result to the values that are sent, and why it may not be sent."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class EntryError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """The values of one result, by field; a leaderboard's schema selects and orders them.
+    """The values of one result. A leaderboard's schema selects and orders them.
 
-    :param values: A field that the result does not have is absent.
+    :param values: By field; one that the result does not have is absent.
     """
 
     values: Mapping[Field, str | int | float]
@@ -37,7 +37,7 @@ class Entry:
         return int(self.values[Field.CONC])
 
     def key(self, url: str) -> str:
-        """The identity of this entry on the leaderboard at `url`; independent of the leaderboard's order."""
+        """Identifies this entry on the leaderboard at `url`, in whatever order it is sent."""
         content = json.dumps([url, sorted((str(field), value) for field, value in self.values.items())])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -111,6 +111,6 @@ def own_objections(result: Result, loopback: bool) -> Iterator[str]:
 
 
 def lacks_baseline(point: Point, schema: Schema, b200: B200Table) -> bool:
-    """Whether the leaderboard requires B200's figures, and none are published for `point`."""
+    """Whether the leaderboard requires B200's figures and `point` has none."""
     required = any(field in B200_FIELDS and not schema.may_be_empty(place) for place, field in enumerate(schema.fields))
     return required and b200.row(point) is None

@@ -127,7 +127,7 @@ def is_html(body: bytes) -> bool:
 
 
 def error_detail(body: bytes) -> str:
-    """What the body of an HTTP error says: the `detail` of Gradio's JSON, else the beginning of the body."""
+    """What an HTTP error's body says: `detail` of Gradio's JSON, else its beginning."""
     try:
         said = json.loads(body)
     except ValueError:

@@ -74,7 +74,7 @@ def with_hook(config: pytest.Config) -> Objections:
 
 
 def _terms(config: SweepConfig, environ: Mapping[str, str], objections: Objections) -> Terms:
-    """Terms that ask no question, so that nothing is sent again that may have been received."""
+    """Terms without questions: a row that may have arrived is not sent again."""
     return Terms(
         reports=config.reports_dir,
         token=environ.get(TOKEN_VARIABLE, "").strip(),
@@ -85,7 +85,7 @@ def _terms(config: SweepConfig, environ: Mapping[str, str], objections: Objectio
 
 
 class SubmitPlugin:
-    """The plugin object of a session in mode submit, in the process that owns the sweep."""
+    """The plugin object of mode submit, in the process that owns the sweep."""
 
     def __init__(
         self, sweep: SubmittingSweep, environ: Mapping[str, str], objections: Objections = own_objections

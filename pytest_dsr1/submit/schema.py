@@ -17,7 +17,7 @@ from pytest_dsr1.core.text import one_line
 
 
 class Field(StrEnum):
-    """One figure of a submission; its value is the name that an own leaderboard's database uses."""
+    """One value of a row, by its name in results and in our leaderboard's database."""
 
     TEAM = "team"
     CONC = "conc"
@@ -137,7 +137,7 @@ ASSUMED = Schema(FIELDS_11)
 
 
 class SchemaError(ValueError):
-    """A leaderboard's inputs do not fit our fields; the message shows both, side by side."""
+    """A leaderboard's inputs do not fit our fields; the message shows both lists."""
 
 
 def match_labels(labels: Sequence[str]) -> Schema:

@@ -102,7 +102,7 @@ def values(**changed: Any) -> dict[Field, Any]:
 
 
 def test_true_row_is_taken_and_so_is_one_without_a_baseline() -> None:
-    """Every figure of ours satisfies what the leaderboard asks; JSON may write 4 as 4.0."""
+    """All our figures satisfy the leaderboard's checks; JSON may write 4 as 4.0."""
     assert row_problem(values()) == ""
     assert row_problem(values(conc=4.0)) == ""
     assert row_problem({field: None if "b200" in field else value for field, value in values().items()}) == ""
@@ -133,7 +133,7 @@ def test_what_gradio_lets_through_is_refused(changed: dict[str, Any], problem: s
 
 
 def test_row_is_kept_once(tmp_path: Path) -> None:
-    """The same figures again are the same submission; one different digit makes another one."""
+    """The same figures are the same submission; one different digit makes another."""
     store = Store(tmp_path / "rows.sqlite")
     assert store.add(SCENARIO, values()) == (1, True)
     assert store.add(SCENARIO, values()) == (1, False)

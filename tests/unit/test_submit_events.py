@@ -1,4 +1,4 @@
-"""What Gradio's event streams mean, however they are cut, and what an outbox says after a crash."""
+"""Gradio's event streams, however they are cut; the outbox after a crash."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_events_do_not_depend_on_how_bytes_arrive(
 
 @given(st.lists(st.binary(max_size=50), max_size=5))
 def test_parser_takes_any_bytes(chunks: list[bytes]) -> None:
-    """Arbitrary bytes never raise an exception, neither in the parser nor in what interprets its events."""
+    """Arbitrary bytes and the events in them never raise an exception."""
     parser = EventParser()
     for chunk in chunks:
         for name, data in parser.feed(chunk):
