@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from pytest_dsr1.core.baselines import B200Table
-from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.submit.schema import B200_FIELDS, LABELS, Field, Schema
+from pytest_dsr1.submit.schema import LABELS, Field, Schema
 
 #: From a result, and whether its leaderboard is on this machine, to why it may not be sent: one line for each reason.
 Objections: TypeAlias = Callable[[Result, bool], Iterable[str]]
@@ -46,11 +44,7 @@ class Entry:
 
         :raises EntryError: A value is missing that may not be left empty.
         """
-        missing = [
-            LABELS[field]
-            for place, field in enumerate(schema.fields)
-            if field not in self.values and not schema.may_be_empty(place)
-        ]
+        missing = [LABELS[field] for field in schema.required if field not in self.values]
         if missing:
             why = ": no B200 baseline is known for these lengths" if any("B200" in label for label in missing) else ""
             raise EntryError(f"the leaderboard needs {', '.join(missing)}, which the result lacks{why}")
@@ -108,9 +102,3 @@ def own_objections(result: Result, loopback: bool) -> Iterator[str]:
     # Last, because the verdict repeats one of the reasons above in fewer words.
     if not result.passed:
         yield f"it did not pass{': ' + result.reason if result.reason else ''}"
-
-
-def lacks_baseline(point: Point, schema: Schema, b200: B200Table) -> bool:
-    """Whether the leaderboard requires B200's figures and `point` has none."""
-    required = any(field in B200_FIELDS and not schema.may_be_empty(place) for place, field in enumerate(schema.fields))
-    return required and b200.row(point) is None

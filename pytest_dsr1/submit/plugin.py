@@ -22,9 +22,9 @@ from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.journal import Journal, JournalError
 from pytest_dsr1.resources import baseline_text
 from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
-from pytest_dsr1.submit.entry import Objections, lacks_baseline, own_objections
+from pytest_dsr1.submit.entry import Objections, own_objections
 from pytest_dsr1.submit.events import SubmissionState
-from pytest_dsr1.submit.schema import SchemaError
+from pytest_dsr1.submit.schema import B200_FIELDS, SchemaError
 from pytest_dsr1.submit.send import Terms, read_schema, submit_batch
 
 #: A session that ended by itself. With any other exit status, the user or an error has interrupted it.
@@ -118,7 +118,8 @@ class SubmitPlugin:
             raise pytest.UsageError(f"{url}: {error}") from None
         except LeaderboardError as error:
             return f"dsr1: WARNING the leaderboard cannot be asked now; it is asked again at the end: {error}"
-        lacking = [conc for conc in config.concurrencies if lacks_baseline(Point(scenario, conc), schema, b200)]
+        unpublished = [conc for conc in config.concurrencies if b200.row(Point(scenario, conc)) is None]
+        lacking = unpublished if B200_FIELDS & set(schema.required) else []
         concs = ", ".join(map(str, lacking))
         if len(lacking) == len(config.concurrencies):
             raise pytest.UsageError(

@@ -127,9 +127,12 @@ class Schema:
     labels: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
-    def may_be_empty(self, place: int) -> bool:
-        """Whether the label of the input at index `place` says that it may be left empty."""
-        return bool(self.labels) and self.labels[place].lower().endswith(IF_KNOWN)
+    @property
+    def required(self) -> tuple[Field, ...]:
+        """The fields whose inputs may not be left empty."""
+        labels = self.labels or ("",) * len(self.fields)
+        pairs = zip(self.fields, labels, strict=True)
+        return tuple(field for field, label in pairs if not label.lower().endswith(IF_KNOWN))
 
 
 #: Stands in for the schema of a leaderboard that was not asked yet.
