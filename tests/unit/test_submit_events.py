@@ -121,6 +121,19 @@ def test_last_record_of_each_key_counts(tmp_path: Path) -> None:
     assert len(outbox.path.read_text().splitlines()) == 3
 
 
+def test_version_1_is_read(tmp_path: Path) -> None:
+    """A line as earlier releases wrote it: ASCII only, any order of keys."""
+    line = (
+        r'{"version": 1, "key": "k", "url": "http://h", "conc": 4, "state": "accepted", "message": "ok \ud83d\ude80", '
+        r'"event_id": "e", "data": ["T", 4, 0.5, 3.0, null], "time": 1764018726.5}'
+    )
+    outbox = Outbox(tmp_path)
+    outbox.path.write_text(line + "\n")
+    found = outbox.latest()["k"]
+    assert (found.state, found.message, found.time) == (State.ACCEPTED, "ok \N{ROCKET}", 1764018726.5)
+    assert found.data == ["T", 4, 0.5, 3.0, None]
+
+
 def test_killed_while_sending_is_unknown(tmp_path: Path) -> None:
     """If the process ended while sending, nothing says whether the row arrived."""
     outbox = Outbox(tmp_path)
