@@ -3,8 +3,8 @@
     python benchmarks/load.py
 
 A scripted server records when it received each request and sent each token, on the clock that its clients read. Two
-clients take turns, A B A B: the load generator, and a bare protocol on uvloop that only takes the time of each read. The
-table has the differences between the client's and the server's figures, and the client's CPU time per token.
+clients take turns, A B A B: the load generator, and a bare protocol on uvloop that only takes the time of each read.
+The table has the differences between the client's and the server's figures, and the client's CPU time per token.
 
 The server runs on core 0 with SCHED_FIFO 50, the client on core 1 with SCHED_FIFO 20, so that neither waits for another
 process. The table says so if the permission for this is missing.
@@ -247,7 +247,7 @@ def compare(streams: Sequence[int], turns: int, ours: str) -> None:
                     header = list(found)
                     if not errors.real_time:
                         print(
-                            "No permission for real-time priority: client and server share their cores with other processes."
+                            "No permission for real-time priority: other processes share the cores of client and server."
                         )
                     print(line(header), line(["---"] * len(header)), sep="\n")
                 print(line(list(found.values())), flush=True)

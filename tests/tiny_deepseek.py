@@ -1,7 +1,7 @@
 """A tiny DeepSeek-V3 with random weights, and a plain float64 forward pass.
 
-The forward pass follows the papers and shares nothing with the engine's: it computes keys and values of every head, sends
-tokens through their experts one by one, and subtracts the maximum in softmax. The engine must agree with it.
+The forward pass follows the papers and shares nothing with the engine's. It computes keys and values of every head,
+sends tokens through their experts one by one, and subtracts the maximum in softmax. The engine must agree with it.
 """
 
 from __future__ import annotations
