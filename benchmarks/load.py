@@ -246,9 +246,7 @@ def compare(streams: Sequence[int], turns: int, ours: str) -> None:
                 if not header:
                     header = list(found)
                     if not errors.real_time:
-                        print(
-                            "No permission for real-time priority: other processes share the cores of client and server."
-                        )
+                        print("No permission for real-time priority: other processes share the cores of both sides.")
                     print(line(header), line(["---"] * len(header)), sep="\n")
                 print(line(list(found.values())), flush=True)
                 rows[name].append(found)
