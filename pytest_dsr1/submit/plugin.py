@@ -219,7 +219,7 @@ def submit_pending(
     except JournalError as error:
         raise pytest.UsageError(f"--submit-pending: {error}") from None
     try:
-        config = options.make_config({**options.parse_options(journal.options, {}), **asked}, typed, journal.folder)
+        config = reading.make_config({**reading.parse(journal.options, {}), **asked}, typed, journal.folder)
         if config.team is None:
             raise pytest.UsageError(
                 f"--submit-pending: {journal.folder} was measured in mode {config.mode}; only mode submit can be sent"
