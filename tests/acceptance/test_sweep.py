@@ -10,10 +10,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from pytest_dsr1.servers.lock import ServerLock
 
 from pytest_dsr1.core.statistics import summarize
 from pytest_dsr1.samples_file import read_samples
+from pytest_dsr1.servers.lock import ServerLock
 from tests.project import Project
 from tests.servers.timed import timed_server
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from pytest_dsr1.servers.process import Ended, ServerProcess
 
 from pytest_dsr1.servers import ServerError
+from pytest_dsr1.servers.process import Ended, ServerProcess
 from tests.project import wait_until
 
 #: A server's life in the tests' terms: it says what it is told to and waits, or ends with a status.
@@ -34,9 +34,13 @@ class Servers:
         self.folder = folder
         self._started: list[ServerProcess] = []
 
-    def start(self, before: str = "", after: str = "", *, log: Path | None = None, grace_s: float = 10.0) -> ServerProcess:
+    def start(
+        self, before: str = "", after: str = "", *, log: Path | None = None, grace_s: float = 10.0
+    ) -> ServerProcess:
         code = SERVER.format(before=before, after=after)
-        server = ServerProcess([sys.executable, "-c", code], {"GIVEN": "yes"}, log or self.folder / "server.log", grace_s)
+        server = ServerProcess(
+            [sys.executable, "-c", code], {"GIVEN": "yes"}, log or self.folder / "server.log", grace_s
+        )
         self._started.append(server)
         server.start()
         return server
