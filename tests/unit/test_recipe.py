@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dsr1.core.config import ALL_SCENARIOS, CONCURRENCIES, Point, Scenario
+from pytest_dsr1.servers.choose import LaunchPlan
 from pytest_dsr1.servers.launch import (
     Launch,
     LaunchOptions,
@@ -21,10 +23,10 @@ from pytest_dsr1.servers.launch import (
     parse_server_arg,
     parse_server_env,
 )
+from pytest_dsr1.servers.machine import Interpreter
 from pytest_dsr1.servers.recipe import REFERENCE, Recipe, RecipeError, load_recipe, recipe_for, recipe_names
 
 POINTS = tuple(Point(scenario, conc) for scenario in ALL_SCENARIOS for conc in CONCURRENCIES)
-NOTHING_TYPED = LaunchOptions()
 
 MI355X = (
     "/opt/python3", "-m", "sglang.launch_server", "--model-path=amd/DeepSeek-R1-0528-MXFP4-Preview",
@@ -43,6 +45,15 @@ def launch_of(recipe: str | Recipe, at: Point = POINTS[0], **typed: Any) -> Laun
     """What is launched for one point."""
     made = load_recipe(recipe) if isinstance(recipe, str) else recipe
     return made.launch_at(at, LaunchOptions(**typed), "/opt/python3")
+
+
+def launches(
+    recipe: str | Recipe, points: Sequence[Point], **typed: Any
+) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
+    """What is launched for these points, one after another."""
+    made = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    python = Interpreter("/opt/python3", "0")
+    return LaunchPlan(gpus=(), recipe=made, options=LaunchOptions(**typed), interpreter=python).launches(points)
 
 
 def written(folder: Path, text: str, name: str = "own.toml") -> str:
@@ -84,7 +95,7 @@ class TestShipped:
 
     def test_the_competition_takes_two_launches(self) -> None:
         """In sweep order; the prefill of the very last point starts a second server."""
-        served = load_recipe("mi355x").launches(POINTS, NOTHING_TYPED, "python3")
+        served = launches("mi355x", POINTS)
         assert [points for _, points in served] == [POINTS[:-1], POINTS[-1:]]
         (before, _), (after, _) = served
         assert after.changes_from(before) == "chunked-prefill-size 196608 -> 32768, max-prefill-tokens 196608 -> 32768"
@@ -92,7 +103,7 @@ class TestShipped:
     def test_a_typed_argument_saves_the_restart(self) -> None:
         """It goes before rules too, in the place of the recipe's."""
         typed = tuple(map(parse_server_arg, ("chunked-prefill-size=32768", "--max-prefill-tokens=32768")))
-        served = load_recipe("mi355x").launches(POINTS, LaunchOptions(arguments=typed), "/opt/python3")
+        served = launches("mi355x", POINTS, arguments=typed)
         assert [(launch.argv, points) for launch, points in served] == [
             (tuple(word.format(P=32768) for word in MI355X), POINTS)
         ]
@@ -111,7 +122,7 @@ class TestShipped:
 
     def test_b200_polls_more_often_below_concurrency_16(self) -> None:
         """InferenceX's rule: one restart in a sweep over five concurrencies."""
-        served = load_recipe("b200").launches(POINTS[:5], NOTHING_TYPED, "python3")
+        served = launches("b200", POINTS[:5])
         assert [[each.conc for each in points] for _, points in served] == [[4, 8], [16, 32, 64]]
         assert served[1][0].changes_from(served[0][0]) == "scheduler-recv-interval 10 -> 30"
 
@@ -268,7 +279,7 @@ class TestOwn:
         """What the new recipe says goes before rules that it inherits."""
         text = 'extends = "mi355x"\narguments = { chunked-prefill-size = 1, max-prefill-tokens = 1 }'
         recipe = load_recipe(written(tmp_path, text))
-        assert len(recipe.launches(POINTS, NOTHING_TYPED, "python3")) == 1
+        assert len(launches(recipe, POINTS)) == 1
 
     def test_a_path_is_relative_to_the_file_that_extends(self, tmp_path: Path) -> None:
         """Not to the working directory."""
