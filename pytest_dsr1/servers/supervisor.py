@@ -52,7 +52,6 @@ class Supervisor:
         self._kept = False
         self._shm_before = set(_names(_SHM))
         self._shm_seen: set[int] = set()
-        self._started = time.time()
 
     def run(self) -> None:
         """Start the server, wait for its end or for the order to end it, and remove what it leaves."""
@@ -212,8 +211,8 @@ class Supervisor:
         for name in set(_names(_SHM)) - self._shm_before:
             with contextlib.suppress(OSError):
                 found = (_SHM / name).lstat()
-                mine = found.st_uid == os.getuid() and found.st_ctime >= self._started - 1.0
-                if mine and (found.st_ino in self._shm_seen or name.startswith(_SHM_PREFIXES)):
+                known = found.st_ino in self._shm_seen or name.startswith(_SHM_PREFIXES)
+                if known and found.st_uid == os.getuid():
                     ours[name] = found.st_ino
         used = set().union(*map(_mapped, _pids())) if ours else set()
         removed = []
