@@ -164,11 +164,11 @@ def test_asked_for(name: str) -> None:
         ),
         (
             (*LENGTHS, "--server-arg", "port=1"),
-            "--server-arg: 'port' is not accepted: port is set by the plugin; use --port",
+            "--server-arg: 'port' is not accepted: port is set by the plugin",
         ),
         (
             (*LENGTHS, "--server-env", "HF_TOKEN=hush"),
-            "--server-env: 'HF_TOKEN' is not accepted: HF_TOKEN is the name of a secret",
+            "--server-env: 'HF_TOKEN' is not accepted: HF_TOKEN is the name",
         ),
         ((*LENGTHS, "--server-env", "A"), "--server-env: 'A' is not accepted: a variable is written NAME=VALUE"),
         ((*LENGTHS, "--launch-timeout", "0"), "--launch-timeout: '0' is not accepted; use a number of seconds"),
