@@ -80,6 +80,7 @@ class LogReader:
         self._partial = ""
 
     def lines(self) -> list[str]:
+        """The new lines that have ended, at most the last 64 KiB; none if the log cannot be read."""
         try:
             with self._path.open("rb") as log:
                 # Its end only: a server may write faster than we read.
@@ -165,7 +166,7 @@ def telling_lines(lines: Sequence[str], limit: int = 12) -> list[str]:
         return []
     at = _telling(texts)
     if at is None:
-        return _shown(texts[-limit:])
+        return [_cut(text, _SHOWN_LENGTH) for text in texts[-limit:]]
     end = min(at + 1 + _AFTER, len(texts)) if limit > 1 + _AFTER else at + 1
     head = _traceback(texts, at)
     start = max(end - limit, at - _BEFORE if head is None else head, 0)
@@ -173,7 +174,7 @@ def telling_lines(lines: Sequence[str], limit: int = 12) -> list[str]:
     # The head replaces one of the frames.
     if head is not None and head < start < at:
         chosen[0] = texts[head]
-    return _shown(chosen)
+    return [_cut(text, _SHOWN_LENGTH) for text in chosen]
 
 
 def _telling(texts: Sequence[str]) -> int | None:
@@ -233,10 +234,6 @@ def _stampless(text: str) -> str:
 
 def _is_noise(text: str) -> bool:
     return _NOISE.match(_stampless(text)) is not None
-
-
-def _shown(texts: Sequence[str]) -> list[str]:
-    return [_cut(text, _SHOWN_LENGTH) for text in texts]
 
 
 def _cut(text: str, length: int) -> str:

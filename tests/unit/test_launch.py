@@ -128,13 +128,8 @@ class TestLaunch:
 
     def test_changes_name_what_a_user_knows(self) -> None:
         """Arguments by their names, flags as set or unset, variables, and the command."""
-        before = Launch(
-            recipe="r",
-            argv=("python3", "-m", "x", "--x", "--y", "1", "2"),
-            environment=(("A", "1"),),
-            model="m",
-            port=1,
-        )
+        argv = ("python3", "-m", "x", "--x", "--y", "1", "2")
+        before = Launch(recipe="r", argv=argv, environment=(("A", "1"),), model="m", port=1)
         after = Launch(recipe="r", argv=("serve", "--y", "1", "3"), model="m", port=1)
         assert after.changes_from(before) == (
             "command python3 -m x -> serve, x set -> unset, y 1 2 -> 1 3, A 1 -> unset"
