@@ -116,12 +116,19 @@ class TestSources:
         machine.amd_driver(0, *[90500] * 9, 90010, 90402)
         assert machine.sees() == (*[GFX950] * 9, "AMD gfx90a (MI210/MI250/MI250X)", "AMD gfx942 (MI300A/MI300X/MI325X)")
 
-    @pytest.mark.parametrize("trouble", ["raise OSError('no library')", "print('no JSON')", "import os; os._exit(9)"])
+    @pytest.mark.parametrize(
+        "trouble", ["raise OSError('no library')", "import os; os._exit(9)", "import os; os._exit(0)"]
+    )
     def test_a_library_in_trouble(self, machine: Machine, trouble: str) -> None:
         """The driver knows."""
         machine.nvml(H100, init=trouble)
         machine.nvidia_driver("NVIDIA H200")
         assert machine.sees() == ("NVIDIA H200",)
+
+    def test_a_library_that_warns(self, machine: Machine) -> None:
+        """What it prints before the answer is not the answer."""
+        machine.amdsmi((MI355X, "gfx950"), init="print('WARNING: User is missing the render group')")
+        assert machine.sees() == (MI355X,)
 
     def test_a_driver_that_hangs(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is not waited for."""
