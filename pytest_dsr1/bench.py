@@ -1,87 +1,92 @@
-"""Measures points on one server: the accuracy of each once, then its performance, each result on disk at once."""
+"""One visit to a point: it begins, its accuracy and its load are measured, its result is written."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from pytest_dsr1 import accuracy as accuracy_package
-from pytest_dsr1.accuracy.documents import AccuracyTask, task_for
-from pytest_dsr1.accuracy.evaluate import AccuracyMeasurement, evaluate, warm_up_imports
-from pytest_dsr1.core import accuracy_baselines
-from pytest_dsr1.core.baselines import B200Table
-from pytest_dsr1.core.config import Mode, Point, Scenario, SweepConfig
-from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, GateStatus, Verdict, judge
-from pytest_dsr1.core.result import AccuracyRecord, LoadRecord, Result, make_result
+from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate, warm_up_imports
+from pytest_dsr1.accuracy.documents import AccuracyError, AccuracyTask, task_for
+from pytest_dsr1.accuracy.tokenizer import Tokenizer, VocabSize, VocabularyError, find_tokenizer, find_vocab_size
+from pytest_dsr1.batch import read_result, result_path, samples_path, write_atomically
+from pytest_dsr1.batch.published import b200_table, given_baselines, published_baselines
+from pytest_dsr1.batch.samples import samples_to_bytes
+from pytest_dsr1.core.config import Mode, Point, SweepConfig
+from pytest_dsr1.core.evidence import Check
+from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, GateStatus, Verdict, applicable, baselines_to_json, judge
+from pytest_dsr1.core.gate import merged as with_baseline
+from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
+from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.samples import LoadRun
 from pytest_dsr1.core.server import Served, identity_changes
 from pytest_dsr1.core.text import first_line
-from pytest_dsr1.journal import result_path, samples_path, write_atomically
 from pytest_dsr1.load.closed_loop import run_point
 from pytest_dsr1.load.prompts import PromptPlan, plan_prompts
-from pytest_dsr1.progress import Progress
-from pytest_dsr1.resources import baseline_text, baselines_dir
-from pytest_dsr1.samples_file import samples_to_bytes
+from pytest_dsr1.load.slots import LoadProgress
 from pytest_dsr1.servers import Server, ServerError
-from pytest_dsr1.vocabulary import Endpoint, Tokenizer, VocabSize, VocabularyError, find_tokenizer, find_vocab_size
 
 #: How long a server that answered no request may take to answer /health; SGLang itself gives its scheduler 20 s.
 PATIENCE_S = 45.0
 
 
-def published_baselines() -> tuple[AccuracyBaseline, ...]:
-    """The project's own accuracy baselines, of all files in `baselines/`."""
-    files = sorted(baselines_dir().glob("accuracy_*.json"))
-    return tuple(
-        one for file in files for one in accuracy_baselines.from_json(file.read_text(encoding="utf-8"), file.name)
-    )
+class Progress(Protocol):
+    """Who is told how far a measurement is."""
+
+    def accuracy(self, point: Point) -> AbstractContextManager[Callable[[int, int], None]]:
+        """While accuracy is measured; called with requests done and requests in all."""
+
+    def load(self, point: Point) -> AbstractContextManager[Callable[[LoadProgress], None]]:
+        """While the load runs; called with the load generator's own progress."""
 
 
-def b200_table() -> B200Table:
-    name = "b200_nv1126.json"
-    return B200Table.from_json(baseline_text(name), name=name)
+class NoProgress:
+    """Nobody is told: a worker of xdist shares the terminal of the session."""
+
+    def accuracy(self, point: Point) -> AbstractContextManager[Callable[[int, int], None]]:
+        return nullcontext(lambda done, total: None)
+
+    def load(self, point: Point) -> AbstractContextManager[Callable[[LoadProgress], None]]:
+        return nullcontext(lambda progress: None)
 
 
-def given_baselines(path: Path | None) -> tuple[AccuracyBaseline, ...]:
-    """Those of `--accuracy-baseline`.
+class Listener(Protocol):
+    """Who is told when a load begins and ends."""
 
-    :raises OSError, ValueError: The file cannot be read, or holds none.
-    """
-    return () if path is None else accuracy_baselines.from_json(path.read_text(encoding="utf-8"), str(path))
+    def load_started(self, point: Point, served: Served) -> None:
+        """Directly before the requests of a point are sent."""
 
-
-def endpoint_of(served: Served) -> Endpoint:
-    return Endpoint(served.url, served.model, served.info)
+    def load_ended(self, point: Point, served: Served) -> Mapping[str, object]:
+        """Directly after the last response; returns what is to stand in the result under `extra`."""
 
 
 def prompt_plan(
-    config: SweepConfig, endpoint: Endpoint, tokenizer: Tokenizer | None = None
+    config: SweepConfig, served: Served, tokenizer: Tokenizer | None = None
 ) -> tuple[PromptPlan, VocabSize]:
-    """The session's prompts, and who said how many ids they are made of.
+    """The session's prompts, and who said how many token ids they are made of.
 
     :param tokenizer: The one that was found, if any was looked for.
-    :raises ValueError: Nobody knows the vocabulary, or its ids do not suffice.
+    :raises ValueError: The vocabulary is not known, or has too few ids.
     """
     if tokenizer is None and config.tokenizer is not None and config.vocab_size is None:
-        tokenizer = find_tokenizer(config.tokenizer, endpoint)
-    vocab = find_vocab_size(config.vocab_size, endpoint, tokenizer)
+        tokenizer = find_tokenizer(config.tokenizer, served)
+    vocab = find_vocab_size(config.vocab_size, served, tokenizer)
     return plan_prompts(config, vocab.size), vocab
 
 
 def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, Tokenizer]:
-    """What accuracy is measured on, and whose ids.
+    """The corpus that accuracy is measured on, and the tokenizer that makes its ids.
 
-    :raises AccuracyError, VocabularyError: Corpus or tokenizer cannot be had.
+    :raises AccuracyError, VocabularyError: One of the two cannot be had.
     """
     task = task_for(reference=served.is_reference, data=config.accuracy_data, limit=config.accuracy_limit)
-    return task.within(served.context_length), find_tokenizer(config.tokenizer, endpoint_of(served))
+    return task.within(served.context_length), find_tokenizer(config.tokenizer, served)
 
 
 @dataclass
@@ -89,111 +94,137 @@ class Bench:
     """One session's measurements on one server. Nothing is measured twice, whoever asks.
 
     :param served: What the server says of itself; asked anew before each point.
-    :param folders: Batch folder of each scenario.
-    :param progress: Told how far a measurement is.
+    :param folder_of: The batch folder of a point.
+    :param checks: Checks of a result beside the project's own.
     :ivar lost: Why the server cannot go on, with the last lines of its log; empty while it can.
     """
 
     config: SweepConfig
     server: Server
     served: Served
-    folders: Mapping[Scenario, Path]
+    folder_of: Callable[[Point], Path]
     progress: Progress
+    listener: Listener
+    checks: Iterable[Check] = ()
     lost: str = ""
-    _before: dict[Point, Served] = field(default_factory=dict)
-    _accuracies: dict[Point, AccuracyRecord] = field(default_factory=dict)
-    _task: AccuracyTask | None = None
-    _tokenizer: Tokenizer | None = None
-    _plan: tuple[PromptPlan, VocabSize] | None = None
-    _b200: B200Table = field(default_factory=b200_table)
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return endpoint_of(self.served)
+    _visits: dict[Point, Visit] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """Do what takes the client's CPU and needs no server clock: imports, corpus, tokenizer."""
+        """Do what takes the client's CPU and needs no measurement: imports, corpus, tokenizer."""
         if self.config.accuracy:
             warm_up_imports()
-            with suppress(accuracy_package.AccuracyError, VocabularyError):
+            with suppress(AccuracyError, VocabularyError):
                 # Raised again, and reported, where it is needed.
-                self._accuracy_source()
+                _ = self.accuracy_source
 
-    def accuracy(self, point: Point) -> AccuracyRecord:
-        """What the gate says of `point`, measured at its concurrency; written down before anybody judges it."""
-        if point not in self._accuracies:
-            record = self._measure_accuracy(point)
-            self._accuracies[point] = record
-            if self.config.accuracy or not record.verdict.opens:
-                self._write(point, record, None)
-        return self._accuracies[point]
+    def visit(self, point: Point) -> Visit:
+        """The visit to `point`; it begins when it is asked for first.
 
-    def _measure_accuracy(self, point: Point) -> AccuracyRecord:
-        """Also where accuracy is off: with it a point begins, and with the point the server is asked what it is."""
+        :raises ServerError: The server does not answer.
+        """
+        if point not in self._visits:
+            self.served = self.server.serve(point)
+            self._visits[point] = Visit(self, point, self.served)
+        return self._visits[point]
+
+    @cached_property
+    def accuracy_source(self) -> tuple[AccuracyTask, Tokenizer]:
+        """See the function of this name."""
+        return accuracy_source(self.config, self.served)
+
+    @cached_property
+    def prompts(self) -> tuple[PromptPlan, VocabSize]:
+        """The session's prompts, and who said how many token ids they are made of."""
+        tokenizer = self.accuracy_source[1] if "accuracy_source" in vars(self) else None
+        return prompt_plan(self.config, self.served, tokenizer)
+
+    def look_after(self, error: Exception | None) -> None:
+        """Find out whether a measurement failed because the server did, and set `lost`."""
+        if isinstance(error, ServerError):
+            self.lost = str(error)
+        else:
+            self.lost = self.server.problem(min(PATIENCE_S, self.config.limits.idle_timeout_s))
+
+
+class Visit:
+    """All that is measured at one point. `accuracy`, `load` and `record` may be called in any order.
+
+    :param before: What the server said of itself when the visit began.
+    """
+
+    def __init__(self, bench: Bench, point: Point, before: Served) -> None:
+        self._bench = bench
+        self.point = point
+        self.before = before
+        self._accuracy: AccuracyRecord | None = None
+        self._load: LoadRecord | None = None
+
+    # -- accuracy -----------------------------------------------------------------------------------------------------
+
+    def accuracy(self) -> AccuracyRecord:
+        """What the gate says of the point, measured at its concurrency, and written before anybody judges it."""
+        if self._accuracy is None:
+            config = self._bench.config
+            self._accuracy = self._measure_accuracy() if config.accuracy else AccuracyRecord(verdict=NOT_RUN)
+            if config.accuracy:
+                self._write()
+        return self._accuracy
+
+    def _measure_accuracy(self) -> AccuracyRecord:
+        bench, config = self._bench, self._bench.config
         try:
-            self.served = self._before[point] = self.server.serve(point)
-            if not self.config.accuracy:
-                return AccuracyRecord(verdict=NOT_RUN)
-            task, tokenizer = self._accuracy_source()
-            self.server.flush_cache()
-            with self.progress.accuracy(point) as report:
-                measured = evaluate(task, self.endpoint, tokenizer, point.conc, progress=report)
-            changes = identity_changes(self.served, self.server.inspect())
-        except (accuracy_package.AccuracyError, VocabularyError, ServerError) as error:
-            self._look_after(error)
-            reason = first_line(self.lost) or f"accuracy: {error}"
+            task, tokenizer = bench.accuracy_source
+            bench.server.flush_cache()
+            with bench.progress.accuracy(self.point) as report:
+                measured = evaluate(task, self.before, tokenizer, self.point.conc, progress=report)
+            changes = identity_changes(self.before, bench.server.inspect())
+        except (AccuracyError, VocabularyError, ServerError) as error:
+            bench.look_after(error)
+            reason = first_line(bench.lost) or f"accuracy: {error}"
             return AccuracyRecord(verdict=Verdict(GateStatus.FAILED, reason))
-        baseline = accuracy_baselines.applicable(
-            self.served.model,
-            measured.task,
-            published=published_baselines(),
-            given=given_baselines(self.config.accuracy_baseline),
-            submit=self.config.mode is Mode.SUBMIT,
-        )
-        verdict = judge(measured.figures, baseline, model=self.served.model, task=measured.task)
+        verdict = self._judge(measured)
         if changes:
             reason = f"the server changed while accuracy was measured: {'; '.join(changes)}"
             verdict = replace(verdict, status=GateStatus.FAILED, reason=reason)
-        elif self.config.record_accuracy_baseline is not None:
-            self._record_baseline(self.config.record_accuracy_baseline, measured)
+        elif config.record_accuracy_baseline is not None:
+            _record_baseline(config.record_accuracy_baseline, self.before, measured)
         details = asdict(measured)
         del details["figures"]
         return AccuracyRecord(verdict=verdict, figures=measured.figures, details=details)
 
-    def _look_after(self, error: Exception | None) -> None:
-        """Find out whether a measurement went wrong because the server did."""
-        self.lost = (
-            str(error)
-            if isinstance(error, ServerError)
-            else self.server.problem(min(PATIENCE_S, self.config.limits.idle_timeout_s))
+    def _judge(self, measured: AccuracyMeasurement) -> Verdict:
+        config, model = self._bench.config, self.before.model
+        baseline = applicable(
+            model,
+            measured.task,
+            published=published_baselines(),
+            given=given_baselines(config.accuracy_baseline),
+            submit=config.mode is Mode.SUBMIT,
         )
+        return judge(measured.figures, baseline, model=model, task=measured.task)
 
-    def _accuracy_source(self) -> tuple[AccuracyTask, Tokenizer]:
-        if self._task is None or self._tokenizer is None:
-            self._task, self._tokenizer = accuracy_source(self.config, self.served)
-        return self._task, self._tokenizer
+    # -- load ---------------------------------------------------------------------------------------------------------
 
-    def _record_baseline(self, path: Path, measured: AccuracyMeasurement) -> None:
-        known = given_baselines(path) if path.exists() else ()
-        source = (
-            f"measured {time.strftime('%Y-%m-%d')} at CONC {measured.concurrency} on {self.served.engine} "
-            f"with pytest --record-accuracy-baseline, ids by {measured.tokenizer}"
-        )
-        new = AccuracyBaseline(self.served.model, measured.task, measured.figures, source)
-        write_atomically(path, accuracy_baselines.to_json(accuracy_baselines.merged(known, new)))
-
-    def load(self, point: Point) -> LoadRecord:
-        """Measure `point` under load. The raw samples are on disk when this returns.
+    def load(self) -> LoadRecord:
+        """Measure the point under load. The raw samples are on the disk when this returns.
 
         :raises ServerError: The server's cache cannot be emptied.
         """
-        plan, vocab = self._prompt_plan()
+        if self._load is None:
+            self._load = self._measure_load()
+        return self._load
+
+    def _measure_load(self) -> LoadRecord:
+        bench, point = self._bench, self.point
+        plan, vocab = bench.prompts
         prompts = plan.at(point)
-        self.server.flush_cache()
-        with self.progress.load(point) as report:
-            run = run_point(self.served.url, self.served.model, point, prompts, self.config.limits, on_progress=report)
-        samples_file = self._keep_samples(point, run)
-        changes = self._changes_since(self._before[point], run)
+        bench.server.flush_cache()
+        with bench.progress.load(point) as report:
+            bench.listener.load_started(point, self.before)
+            run = run_point(self.before.url, self.before.model, point, prompts, bench.config.limits, on_progress=report)
+            extra = bench.listener.load_ended(point, self.before)
+        samples_file = self._keep_samples(run)
+        changes = self._changes_since_begin(run)
         return LoadRecord(
             run=run,
             vocab_size=vocab.size,
@@ -201,26 +232,23 @@ class Bench:
             prompts_sha256=prompts.sha256,
             samples_file=samples_file,
             server_changes=changes,
-            server_lost=first_line(self.lost),
+            server_lost=first_line(bench.lost),
+            extra=extra,
         )
 
-    def _changes_since(self, before: Served, run: LoadRun) -> tuple[str, ...]:
+    def _changes_since_begin(self, run: LoadRun) -> tuple[str, ...]:
+        bench = self._bench
         if run.aborted or len(run.completed) < run.num_prompts:
-            self._look_after(None)
-        if not self.lost:
+            bench.look_after(None)
+        if not bench.lost:
             try:
-                return identity_changes(before, self.server.inspect())
+                return identity_changes(self.before, bench.server.inspect())
             except ServerError as error:
-                self._look_after(error)
+                bench.look_after(error)
         return ()
 
-    def _prompt_plan(self) -> tuple[PromptPlan, VocabSize]:
-        if self._plan is None:
-            self._plan = prompt_plan(self.config, self.endpoint, self._tokenizer)
-        return self._plan
-
-    def _keep_samples(self, point: Point, run: LoadRun) -> tuple[str, str] | None:
-        path = samples_path(self.folders[point.scenario], point)
+    def _keep_samples(self, run: LoadRun) -> tuple[str, str] | None:
+        path = samples_path(self._bench.folder_of(self.point), self.point)
         content = samples_to_bytes(run)
         try:
             write_atomically(path, content)
@@ -230,40 +258,38 @@ class Bench:
             return None
         return path.name, hashlib.sha256(content).hexdigest()
 
-    def record(self, point: Point, load: LoadRecord) -> Result:
-        """The result of `point`, written before anybody judges it."""
-        return self._write(point, self.accuracy(point), load)
+    # -- result -------------------------------------------------------------------------------------------------------
 
-    def _write(self, point: Point, accuracy: AccuracyRecord, load: LoadRecord | None) -> Result:
-        path = result_path(self.folders[point.scenario], point)
+    def record(self) -> Result:
+        """The result of the point with all that was measured, written before anybody judges it."""
+        return self._write()
+
+    def _write(self) -> Result:
+        bench = self._bench
+        folder = bench.folder_of(self.point)
         result = make_result(
-            point,
-            self.config,
-            self.served,
-            accuracy,
-            load,
-            performance_due=self.config.mode is not Mode.ACC,
-            b200=self._b200,
+            self.point,
+            bench.config,
+            self.before,
+            self._accuracy or AccuracyRecord(verdict=NOT_RUN),
+            self._load,
+            performance_due=bench.config.mode is not Mode.ACC,
+            b200=b200_table(),
             written=time.time(),
+            more_checks=bench.checks,
         )
-        # Half a result does not replace a whole one: that one stands until its successor is measured.
-        if result.status is not None or not _is_finished(path):
-            write_atomically(path, result.to_json())
+        earlier = read_result(folder, self.point)
+        # A finished result stands until its successor is finished.
+        if result.status is not None or earlier is None or earlier.status is None:
+            write_atomically(result_path(folder, self.point), result.to_json())
         return result
 
 
-def _is_finished(path: Path) -> bool:
-    try:
-        return Result.from_json(path.read_text(encoding="utf-8")).status is not None
-    except (OSError, ValueError):
-        return False
-
-
-def served_to_json(served: Served) -> str:
-    """For an xdist worker, which measures on the controller's server."""
-    return json.dumps(asdict(served), default=str)
-
-
-def served_from_json(text: str) -> Served:
-    fields: dict[str, Any] = json.loads(text)
-    return Served(**fields)
+def _record_baseline(path: Path, served: Served, measured: AccuracyMeasurement) -> None:
+    known = given_baselines(path) if path.exists() else ()
+    source = (
+        f"measured {time.strftime('%Y-%m-%d')} at CONC {measured.concurrency} on {served.engine} "
+        f"with pytest --record-accuracy-baseline, ids by {measured.tokenizer}"
+    )
+    new = AccuracyBaseline(served.model, measured.task, measured.figures, source)
+    write_atomically(path, baselines_to_json(with_baseline(known, new)))

@@ -1,75 +1,213 @@
-"""Which of the two tests exist, under which ids, and in which order."""
+"""Which tests a sweep has, under which ids, in which order, and what each report says of its point."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_dsr1 import pytest_internals
 from pytest_dsr1.core.config import CONCURRENCIES, Mode, Point, SweepConfig
+from pytest_dsr1.core.ledger import PointTest
 
-#: The parameter that makes a test one of the sweep.
+#: The id of the sweep's module, in a checkout and in a wheel.
+SWEEP_MODULE = "tests_bench/test_sweep.py"
+#: Another way to name it, for --pyargs.
+_PYARGS = "pytest_dsr1.test_sweep"
+#: The parameter that gives a test its point.
 POINT = "dsr1_point"
-#: What the tests are skipped for, and what the closing summary says, while no lengths are typed.
+#: Fixtures of ours begin with it; a test that requests one is a test of the sweep.
+PREFIX = "dsr1_"
 HINT = "nothing to measure yet; type the lengths, as in: pytest --isl 1024 --osl 1024"
+#: In every process of a sweep.
+CONFIG = pytest.StashKey[SweepConfig]()
+#: On a test whose performance was not measured because the accuracy is outside the gate.
+GATED = pytest.StashKey[bool]()
 
 
-def parametrize(metafunc: pytest.Metafunc, config: SweepConfig | None) -> None:
-    """Give a sweep's test its points; without lengths, placeholders that `-k conc16` finds all the same."""
-    if POINT not in metafunc.fixturenames:
-        return
-    points: Iterable[Any]
-    if config is None:
+# pytest has the class as an attribute of a function, which no type checker follows.
+class ServerLost(pytest.fail.Exception):  # type: ignore[name-defined,misc]
+    """The server of a test is gone."""
+
+    # pytest's short summary shows the name with its module, and has no room for one.
+    __module__ = "builtins"
+
+
+def parametrize(metafunc: pytest.Metafunc) -> bool:
+    """Give a test that requests `dsr1_point` its points.
+
+    :return: Whether there are none: without lengths the tests exist, so that `-k conc16` finds them, and are skipped.
+    """
+    if any(POINT in str(mark.args[:1]) for mark in metafunc.definition.iter_markers("parametrize")):
+        return False
+    config = metafunc.config.stash.get(CONFIG, None)
+    if config is not None and config.points:
+        points = [pytest.param(point, id=point.id) for point in config.points]
+    else:
         skip = pytest.mark.skip(reason=HINT)
         points = [pytest.param(None, id=f"isl?-osl?-conc{conc}", marks=skip) for conc in CONCURRENCIES]
-    else:
-        points = [pytest.param(point, id=point.id) for point in config.points]
     metafunc.parametrize(POINT, points, scope="session")
+    return points[0].values == (None,)
 
 
 def point_of(item: pytest.Item) -> Point | None:
-    """The point that a test belongs to; None if it is none of a sweep's."""
+    """The point that a test was given; None if it was given none."""
     callspec = getattr(item, "callspec", None)
     point = callspec.params.get(POINT) if callspec is not None else None
     return point if isinstance(point, Point) else None
 
 
-def exists(function: object, config: SweepConfig) -> bool:
-    """Whether a test function is collected at all; in mode acc those that need a load are not."""
-    if config.mode is not Mode.ACC or not inspect.isfunction(function):
-        return True
-    return not {"accurate", "load"} <= inspect.signature(function).parameters.keys()
+def belongs_to_sweep(item: pytest.Item) -> bool:
+    """Whether a test requests a fixture of ours."""
+    return any(name.startswith(PREFIX) for name in getattr(item, "fixturenames", ()))
 
 
-def measures_performance(item: pytest.Item) -> bool:
-    return "load" in getattr(item, "fixturenames", ())
+def measures_without_sweep(item: pytest.Item) -> bool:
+    """Whether a test names its points itself, so that it measures without lengths on the command line."""
+    callspec = getattr(item, "callspec", None)
+    return belongs_to_sweep(item) and not (callspec is not None and POINT in callspec.params)
 
 
-def test_name(item: pytest.Item) -> str:
-    """The test's name without its id."""
+def name_of(item: pytest.Item) -> str:
+    """The name of the test's function."""
     return str(getattr(item, "originalname", None) or item.name)
 
 
-def arrange(
-    items: list[pytest.Item], config: SweepConfig, missing: frozenset[tuple[Point, str]] | None
-) -> Sequence[pytest.Item]:
-    """Put a sweep's tests in sweep order among themselves, whatever a shuffling plugin did; others stay in place.
+def point_tests(items: Iterable[pytest.Item]) -> list[PointTest]:
+    """The tests that were given a point."""
+    return [PointTest(item.nodeid, point, name_of(item)) for item in items if (point := point_of(item)) is not None]
+
+
+def select_by_keyword(config: pytest.Config) -> bool:
+    """Prepare -k; whether tests were selected by name, in whichever way.
+
+    `-k conc16` is a search within names, and would take conc160 too: what is searched is `conc16]`, the end of the id.
+    """
+    keyword = config.option.keyword or ""
+    config.option.keyword = re.sub(r"\bconc(\d+)(?![\w\]])", r"conc\1]", keyword)
+    return bool(keyword) or any("::" in argument for argument in config.args)
+
+
+class Alone:
+    """Collects the sweep's module and nothing else."""
+
+    def __init__(self, typed: Sequence[str]) -> None:
+        self._typed = typed
+
+    @classmethod
+    def needed(cls, config: pytest.Config) -> Alone | None:
+        """The collector, where no path was typed or only tests of the sweep's module were.
+
+        A typed path is collected as always.
+        """
+        ours = [word for word in config.args if word.partition("::")[0] in (SWEEP_MODULE, _PYARGS)]
+        if config.args_source is config.ArgsSource.ARGS and ours != config.args:
+            return None
+        typed = [word.replace(_PYARGS, SWEEP_MODULE) for word in ours if "::" in word]
+        pytest_internals.collect_only(config, config.invocation_params.dir)
+        return cls(typed)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> pytest.CollectReport | None:
+        if not isinstance(collector, pytest.Session):
+            return None
+        path = Path(__file__).with_name("test_sweep.py")
+        module = pytest_internals.sweep_module(collector, SWEEP_MODULE, path)
+        return pytest.CollectReport(collector.nodeid, "passed", None, [module])
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        if self._typed:
+            _keep(config, items, lambda item: any(_is_below(item.nodeid, word) for word in self._typed))
+
+
+def _is_below(nodeid: str, typed: str) -> bool:
+    return nodeid == typed or nodeid.startswith((f"{typed}[", f"{typed}::"))
+
+
+class SweepTests:
+    """The hooks that shape a sweep's tests, in every process of a sweep.
 
     :param missing: What a resumed batch still misses, as (point, name of the test); None: everything is run.
-    :return: The tests that were taken out, to be reported as deselected.
     """
-    dropped = []
-    if missing is not None:
-        dropped = [item for item in items if (point := point_of(item)) and (point, test_name(item)) not in missing]
-        items[:] = [item for item in items if item not in dropped]
-    place = {point: number for number, point in enumerate(config.points)}
-    ours = [(number, point) for number, item in enumerate(items) if (point := point_of(item)) is not None]
-    ordered = sorted(
-        ours, key=lambda pair: (place.get(pair[1], len(place)), measures_performance(items[pair[0]]), pair[0])
-    )
-    moved = [items[number] for number, _ in ordered]
-    for (number, _), item in zip(ours, moved, strict=True):
-        items[number] = item
-    return dropped
+
+    def __init__(self, sweep: SweepConfig, missing: frozenset[tuple[Point, str]] | None) -> None:
+        self._sweep = sweep
+        self._missing = missing
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(self, collector: pytest.Collector, name: str) -> list[pytest.Item] | None:
+        unwanted = self._sweep.mode is Mode.ACC and name == "test_perf"
+        return [] if unwanted and isinstance(collector, pytest_internals.SweepModule) else None
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        if (point := point_of(item)) is not None:
+            # See select_by_keyword.
+            item.extra_keyword_matches.add(f"conc{point.conc}]")
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> Generator[None, None, None]:
+        before = {item: list(item.own_markers) for item in items if _measures_load(item)}
+        yield
+        if config.getoption("benchmark_only", False):
+            _measure_all_the_same(items, before)
+        if self._missing is not None:
+            missing = self._missing
+            _keep(config, items, lambda item: (point := point_of(item)) is None or (point, name_of(item)) in missing)
+        self._arrange(items)
+
+    def _arrange(self, items: list[pytest.Item]) -> None:
+        """Put a sweep's tests in sweep order among themselves, whatever another plugin did; others stay in place."""
+        place = {point: number for number, point in enumerate(self._sweep.points)}
+        ours = [(number, point) for number, item in enumerate(items) if (point := point_of(item)) is not None]
+        ordered = sorted(ours, key=lambda one: (place.get(one[1], len(place)), _measures_load(items[one[0]]), one[0]))
+        moved = [items[number] for number, _ in ordered]
+        for (number, _), item in zip(ours, moved, strict=True):
+            items[number] = item
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if belongs_to_sweep(item):
+            # A plain attribute with plain values travels from a worker of xdist to its controller.
+            vars(report)["dsr1"] = _remarks(item, report, call)
+        return report
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Any) -> None:
+    dropped = [item for item in items if not wanted(item)]
+    items[:] = [item for item in items if wanted(item)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+
+
+def _measure_all_the_same(items: Iterable[pytest.Item], before: dict[pytest.Item, list[pytest.Mark]]) -> None:
+    """Undo the skip of --benchmark-only for tests that use pytest-benchmark only after they have measured."""
+    for item in items:
+        added = [mark for mark in item.own_markers if mark not in before.get(item, item.own_markers)]
+        pytest_internals.forget_marks(
+            item,
+            (mark for mark in added if mark.name == "skip" and "--benchmark-only" in mark.kwargs.get("reason", "")),
+        )
+
+
+def _measures_load(item: pytest.Item) -> bool:
+    return bool({"load", "dsr1_load"} & set(getattr(item, "fixturenames", ())))
+
+
+def _remarks(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> dict[str, Any]:
+    """What the session wants to know of a report: see `core.ledger.PointReport`."""
+    if call.excinfo is None or report.passed:
+        return {}
+    error = call.excinfo.value
+    reason = str(error).strip().partition("\n")[0].strip()
+    # An assertion or a skip of ours is its own reason; any other error needs its name.
+    if not (isinstance(error, AssertionError | pytest.skip.Exception | pytest.fail.Exception) and reason):
+        reason = f"{type(error).__name__}: {reason}"
+    return {"reason": reason, "gated": item.stash.get(GATED, False), "lost": isinstance(error, ServerLost)}

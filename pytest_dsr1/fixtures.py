@@ -1,70 +1,207 @@
-"""What test_sweep.py sees: the server, the accuracy of a point, its load, and the record of both."""
+"""The fixtures of the sweep and of a user's own tests; all of their names begin with `dsr1_`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import pytest
 
-from pytest_dsr1.activation import SWEEP, SWEEP_CONFIG, worker_input
-
 if TYPE_CHECKING:
-    # Fixtures are known to every project that has the plugin; what they need is imported when one is used.
-    from pytest_dsr1.bench import Bench
+    # Every project that has the plugin knows the fixtures; what they need is imported when one is used.
+    from pytest_dsr1.bench import Bench, Visit
     from pytest_dsr1.core.config import Point
-    from pytest_dsr1.core.result import AccuracyRecord, LoadRecord, Result
+    from pytest_dsr1.core.record import AccuracyRecord, LoadRecord
+    from pytest_dsr1.core.result import Result
+    from pytest_dsr1.core.samples import LoadRun
     from pytest_dsr1.core.server import Served
-
-    Load: TypeAlias = Callable[[], LoadRecord]
-    Record: TypeAlias = Callable[[LoadRecord], Result]
+    from pytest_dsr1.session import Session
 
 
-#: On a test whose performance is not measured, since the model's accuracy is not its own; a failure of the point.
-_GATED = pytest.StashKey[bool]()
+class MeasureLoad(Protocol):
+    """What `dsr1_load` is: a call that measures one point under load."""
+
+    def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
+        """Measure it, write its result, and return that; at once where it was measured before.
+
+        What is not given comes from `dsr1_point` where the test requests it, else from --isl, --osl and --conc.
+        """
 
 
-# pytest has the class as an attribute of a function, which no type checker follows.
-class ServerLost(pytest.fail.Exception):  # type: ignore[name-defined,misc]
-    """A test's server is gone."""
+class MeasureAccuracy(Protocol):
+    """What `dsr1_accuracy` is: a call that measures the accuracy at one concurrency."""
 
-    # Else pytest's short summary has no room for more than where this class lives; its own do the same.
-    __module__ = "builtins"
+    def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> AccuracyRecord:
+        """Measure it; at once where it was measured before. Without a point likewise."""
 
 
 @pytest.fixture(scope="session")
-def bench(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Bench:
-    """The session's measurements, on the session's server."""
-    from pytest_dsr1.bench import Bench, served_from_json
-    from pytest_dsr1.progress import Progress, Silent, Terminal
-    from pytest_dsr1.servers import Server, ServerError
-    from pytest_dsr1.servers.external import BoundServer
+def dsr1_session(pytestconfig: pytest.Config) -> Session:
+    """What this process knows of the sweep."""
+    from pytest_dsr1.collection import HINT
+    from pytest_dsr1.session import SESSION
 
-    config, given = pytestconfig.stash[SWEEP_CONFIG], worker_input(pytestconfig)
-    server: Server
-    progress: Progress
-    if given is None:
-        sweep = pytestconfig.stash[SWEEP]
-        server, folders, progress = sweep.serving, sweep.folders, Terminal(pytestconfig)
-        try:
-            served = server.serve(sweep.first_point)
-        except ServerError as error:
-            _end_sweep(request, str(error))
-    else:
-        if "lost" in given:
-            _end_sweep(request, given["lost"])
-        served = served_from_json(given["served"])
-        server = BoundServer(served, flush=config.flush_cache)
-        folders = {scenario: Path(given["folders"][str(scenario)]) for scenario in config.scenarios}
-        progress = Silent()
-    bench = Bench(config, server, served, folders, progress)
+    if SESSION not in pytestconfig.stash:
+        raise pytest.UsageError(f"a worker of xdist measures only in a sweep: {HINT}, or drop -n")
+    return pytestconfig.stash[SESSION]
+
+
+@pytest.fixture(scope="session")
+def dsr1_server(dsr1_session: Session, request: pytest.FixtureRequest) -> Served:
+    """The server of the session; override it in the conftest.py of the rootdir to bring one of your own."""
+    from pytest_dsr1.servers import ServerError
+
+    try:
+        return dsr1_session.serve()
+    except ServerError as error:
+        end_sweep(request, str(error))
+
+
+@pytest.fixture(scope="session")
+def dsr1_bench(dsr1_session: Session, dsr1_server: Served, request: pytest.FixtureRequest) -> Bench:
+    """The session's measurements on the session's server."""
+    from pytest_dsr1.servers import ServerError
+
+    config = request.config
+    checks = [check for checks in config.hook.pytest_dsr1_checks(config=config) for check in checks]
+    try:
+        bench = dsr1_session.bench(dsr1_server, HookListener(config), checks)
+    except ServerError as error:
+        end_sweep(request, str(error))
     bench.prepare()
     return bench
 
 
-def _end_sweep(request: pytest.FixtureRequest, lost: str) -> NoReturn:
-    """A server that is gone measures nothing more: what is finished is kept, and nothing else is begun."""
+@pytest.fixture(scope="session")
+def dsr1_point() -> Point:
+    """One point of the sweep; a test that requests it is run at each point."""
+    raise LookupError("dsr1_point is a parameter of the tests of a sweep; a fixture of session scope cannot have it")
+
+
+@pytest.fixture
+def dsr1_measurements(dsr1_session: Session, dsr1_bench: Bench, request: pytest.FixtureRequest) -> Measurements:
+    """The measurements of one test."""
+    return Measurements(dsr1_session, dsr1_bench, request)
+
+
+@pytest.fixture
+def dsr1_load(dsr1_measurements: Measurements) -> MeasureLoad:
+    """Measures a point under load: `run = dsr1_load(isl=1024, osl=256, conc=16)`."""
+    return dsr1_measurements.measure_load
+
+
+@pytest.fixture
+def dsr1_accuracy(dsr1_measurements: Measurements) -> MeasureAccuracy:
+    """Measures accuracy at one concurrency: `dsr1_accuracy(isl=1024, osl=1024, conc=16)`."""
+    return dsr1_measurements.accuracy
+
+
+class Measurements:
+    """The measurements that one test makes, each at the point that it names or was given."""
+
+    def __init__(self, session: Session, bench: Bench, request: pytest.FixtureRequest) -> None:
+        self._session = session
+        self._bench = bench
+        self._request = request
+        callspec = getattr(request.node, "callspec", None)
+        self._given: Point | None = callspec.params.get("dsr1_point") if callspec is not None else None
+
+    def accuracy(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> AccuracyRecord:
+        """What the gate says of a point."""
+        record = self._visit(isl, osl, conc).accuracy()
+        self._request.node.user_properties.extend(record.figures or ())
+        self._require_server()
+        return record
+
+    def accuracy_or_skip(self) -> AccuracyRecord:
+        """The same of the test's point, which is skipped where accuracy is off."""
+        record = self.accuracy()
+        if not self._bench.config.accuracy:
+            pytest.skip("accuracy off")
+        return record
+
+    def accurate(self) -> AccuracyRecord:
+        """The same for a test that makes no sense on another model: skipped where the gate failed."""
+        from pytest_dsr1.collection import GATED
+
+        record = self.accuracy()
+        if not record.verdict.opens:
+            self._request.node.stash[GATED] = True
+            pytest.skip(record.verdict.reason)
+        return record
+
+    def load(self) -> LoadRecord:
+        """Measure the test's point under load."""
+        from pytest_dsr1.servers import ServerError
+
+        try:
+            return self._visit(None, None, None).load()
+        except ServerError as error:
+            end_sweep(self._request, str(error))
+
+    def record(self, _: LoadRecord) -> Result:
+        """Write the result of the test's point, then JUnit properties and a row of pytest-benchmark."""
+        return self._record(self._visit(None, None, None))
+
+    def measure_load(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
+        """Measure a point under load, and write its result."""
+        from pytest_dsr1.servers import ServerError
+
+        visit = self._visit(isl, osl, conc)
+        try:
+            visit.load()
+        except ServerError as error:
+            end_sweep(self._request, str(error))
+        return self._record(visit)
+
+    def _record(self, visit: Visit) -> Result:
+        result = visit.record()
+        properties = self._request.node.user_properties
+        properties.extend(pair for pair in result.headline.items() if pair not in properties)
+        record_benchmark_row(self._request, visit.point, visit.load().run, result.headline)
+        self._require_server()
+        return result
+
+    def _visit(self, isl: int | None, osl: int | None, conc: int | None) -> Visit:
+        from pytest_dsr1.collection import name_of
+        from pytest_dsr1.servers import ServerError
+
+        point = self._point(isl, osl, conc)
+        self._session.join(self._request.node.nodeid, point, name_of(self._request.node))
+        try:
+            return self._bench.visit(point)
+        except ServerError as error:
+            end_sweep(self._request, str(error))
+
+    def _point(self, isl: int | None, osl: int | None, conc: int | None) -> Point:
+        from pytest_dsr1.collection import HINT
+        from pytest_dsr1.core.config import Point, Scenario
+
+        config, given = self._bench.config, self._given
+        if isl is None and osl is None and (given is not None or len(config.scenarios) == 1):
+            scenario = given.scenario if given is not None else config.scenarios[0]
+        elif isl is not None and osl is not None:
+            scenario = Scenario(isl, osl)
+        else:
+            raise pytest.UsageError(f"{self._request.node.nodeid} names no single pair of lengths: {HINT}")
+        if conc is None and given is None and len(config.concurrencies) != 1:
+            raise pytest.UsageError(
+                f"{self._request.node.nodeid} names no concurrency: pass conc=…, request dsr1_point, or type one with "
+                "--conc"
+            )
+        return Point(scenario, conc or (given.conc if given is not None else config.concurrencies[0]))
+
+    def _require_server(self) -> None:
+        if self._bench.lost:
+            end_sweep(self._request, self._bench.lost)
+
+
+def end_sweep(request: pytest.FixtureRequest, lost: str) -> NoReturn:
+    """Fail the test because its server is gone, and end the session after it.
+
+    What is finished is kept, and nothing else is begun.
+    """
+    from pytest_dsr1.collection import ServerLost
     from pytest_dsr1.core.text import first_line
 
     request.session.shouldstop = f"dsr1: {first_line(lost)}"
@@ -72,89 +209,64 @@ def _end_sweep(request: pytest.FixtureRequest, lost: str) -> NoReturn:
     raise ServerLost(lost, pytrace=False) from None
 
 
-@pytest.fixture(scope="session")
-def server(bench: Bench) -> Served:
-    """The server that is measured: its URL, its model, what it says of itself."""
-    return bench.served
+class HookListener:
+    """Tells the hooks when a load begins and ends; see `bench.Listener`."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def load_started(self, point: Point, served: Served) -> None:
+        self._config.hook.pytest_dsr1_load_started(config=self._config, point=point, served=served)
+
+    def load_ended(self, point: Point, served: Served) -> Mapping[str, object]:
+        said = self._config.hook.pytest_dsr1_load_ended(config=self._config, point=point, served=served)
+        return {name: value for one in said if one for name, value in one.items()}
 
 
-@pytest.fixture
-def accuracy(bench: Bench, dsr1_point: Point, request: pytest.FixtureRequest) -> AccuracyRecord:
-    """What the gate says of this point, measured at its concurrency; once, whoever asks first."""
-    record = _accuracy(bench, dsr1_point, request)
-    if not bench.config.accuracy:
-        pytest.skip("accuracy off")
-    return record
+class ReplayClock:
+    """A timer that moves by the next duration whenever it is told to.
+
+    pytest-benchmark has no call that takes samples (ionelmc/pytest-benchmark#52), but any callable may be its timer.
+    """
+
+    #: Shown as the timer in pytest-benchmark's JSON.
+    __name__ = "replay"
+
+    def __init__(self, durations_s: Sequence[float]) -> None:
+        self._now_s = 0.0
+        self._durations_s: Iterator[float] = iter(durations_s)
+
+    def __call__(self) -> float:
+        return self._now_s
+
+    def rewind(self) -> None:
+        """Go back to zero, so that no sum of floats rounds the next duration."""
+        self._now_s = 0.0
+
+    def play(self) -> None:
+        """Let the next duration pass."""
+        self._now_s = next(self._durations_s, 0.0)
 
 
-@pytest.fixture
-def accurate(bench: Bench, dsr1_point: Point, request: pytest.FixtureRequest) -> AccuracyRecord:
-    """The same, for a test that makes no sense on another model: skipped behind a closed gate."""
-    record = _accuracy(bench, dsr1_point, request)
-    if not record.verdict.opens:
-        request.node.stash[_GATED] = True
-        pytest.skip(record.verdict.reason)
-    return record
-
-
-def _accuracy(bench: Bench, point: Point, request: pytest.FixtureRequest) -> AccuracyRecord:
-    record = bench.accuracy(point)
-    if bench.lost:
-        _end_sweep(request, bench.lost)
-    return record
-
-
-@pytest.fixture
-def load(bench: Bench, dsr1_point: Point, accurate: AccuracyRecord, request: pytest.FixtureRequest) -> Load:
-    """Call it to measure this point under load."""
-    from pytest_dsr1.servers import ServerError
-
-    def measure() -> LoadRecord:
-        try:
-            return bench.load(dsr1_point)
-        except ServerError as error:
-            _end_sweep(request, str(error))
-
-    return measure
-
-
-@pytest.fixture
-def record(
-    bench: Bench,
-    dsr1_point: Point,
-    request: pytest.FixtureRequest,
-    record_property: Callable[[str, object], None],
-) -> Record:
-    """Call it with what was measured: writes the result, then JUnit properties and a pytest-benchmark row."""
-
-    from pytest_dsr1.replay import record_benchmark_row
-
-    def write(measured: LoadRecord) -> Result:
-        result = bench.record(dsr1_point, measured)
-        for name, value in result.headline.items():
-            record_property(name, value)
-        record_benchmark_row(request, measured.run, result.headline)
-        if bench.lost:
-            _end_sweep(request, bench.lost)
-        return result
-
-    return write
-
-
-@pytest.fixture(scope="session")
-def dsr1_point() -> Point:
-    """One configuration of the sweep; the plugin parametrises it."""
-    raise LookupError("dsr1_point is a parameter: the sweep's tests get it from the plugin")
-
-
-def explain(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
-    """Put on a report what the session wants to know of it; plain attributes travel from xdist's workers too."""
-    if call.excinfo is None or report.passed:
+def record_benchmark_row(
+    request: pytest.FixtureRequest, point: Point, run: LoadRun, figures: Mapping[str, float]
+) -> None:
+    """Hand the E2E latencies of a run to pytest-benchmark, where it is there and was not used by this test."""
+    durations_s = [(sample.last_ns - sample.sent_ns) / 1e9 for sample in run.completed if sample.last_ns is not None]
+    used = "benchmark" in request.fixturenames
+    if not durations_s or used or not request.config.pluginmanager.hasplugin("benchmark"):
         return
-    error = call.excinfo.value
-    reason = str(error).strip().partition("\n")[0].strip()
-    # An assertion or a skip of ours is its own reason; any other error needs its name.
-    if not (isinstance(error, AssertionError | pytest.skip.Exception | pytest.fail.Exception) and reason):
-        reason = f"{type(error).__name__}: {reason}"
-    gated, lost = item.stash.get(_GATED, False), isinstance(error, ServerLost)
-    vars(report).update(dsr1_reason=reason, dsr1_gated=gated, dsr1_lost=lost)
+    clock = ReplayClock(durations_s)
+    # The benchmark fixture reads its timer from this mark, so it must not have been made before.
+    request.node.add_marker(pytest.mark.benchmark(timer=clock))
+    benchmark: Any = request.getfixturevalue("benchmark")
+    benchmark.group = "e2e latency"
+    # A point is no JSON; its lengths are, and --benchmark-group-by=param:conc works by them.
+    benchmark.param, benchmark.params = point.id, {"isl": point.isl, "osl": point.osl, "conc": point.conc}
+    benchmark.extra_info.update(figures)
+    benchmark.pedantic(clock.play, setup=clock.rewind, rounds=len(durations_s))
+
+
+#: For annotations of tests that use the fixtures of test_sweep.py.
+Load = Callable[[], "LoadRecord"]
+Record = Callable[["LoadRecord"], "Result"]

@@ -1,81 +1,154 @@
-"""The hooks; each hands over to the module that knows."""
+"""The entry point for pytest: it adds nothing to a session until a sweep is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
-from pytest_dsr1 import collection, fixtures, options, workers
-from pytest_dsr1.activation import MISSING, SWEEP_CONFIG, activate
+from pytest_dsr1 import fixtures, hookspecs
+from pytest_dsr1.options.table import BY_NAME, OPTIONS
+
+# Other modules are imported where they are needed: a project that measures nothing pays for none of them.
+
+#: Whether tests of the sweep were collected without lengths, and so are skipped.
+_PLACEHOLDERS = pytest.StashKey[bool]()
+_PREFIX = "dsr1_"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    options.add_options(parser)
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    # In every session: a conftest may implement them.
+    pluginmanager.add_hookspecs(hookspecs)
 
 
-# tryfirst: before anything is configured, so that a second beginning is the only one.
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    for option in OPTIONS:
+        kind = "bool" if option.is_flag else "args" if option.repeatable else "string"
+        # An option that the ini file does not have must be told apart from an empty one, hence None.
+        parser.addini(option.dest, f"Default of {option.name}", type=kind, default=None)  # type: ignore[arg-type]
+    pluginmanager.register(fixtures, "dsr1_fixtures")
+
+
+# The options are declared last, and only on demand: a name that another plugin or a conftest has declared is his.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, None, None]:
+    typed = set(_option_names(args)) & BY_NAME.keys()
+    # A worker of xdist has the options of its controller already.
+    inherited = {option.name for option in OPTIONS if getattr(early_config.option, option.dest, None) is not None}
+    in_ini = {option.name for option in OPTIONS if early_config.getini(option.dest) not in (None, [], False)}
+    shows_help = early_config.known_args_namespace.help
+    if not (typed or inherited or in_ini or shows_help):
+        return (yield)
+    from pytest_dsr1 import pytest_internals
+
+    pytest_internals.hide_values(early_config, parser, args, OPTIONS)
+    result = yield
+    taken = pytest_internals.declared_names(parser) & BY_NAME.keys()
+    starts = any(BY_NAME[name].starts_sweep for name in (typed - taken) | inherited | in_ini) and not shows_help
+    if starts and (clash := sorted(typed & taken)):
+        owner = pytest_internals.owner_of_option(early_config, clash[0])
+        raise pytest.UsageError(
+            f"{clash[0]} is an option of this sweep, and {owner} declares an option of that name; run the sweep in "
+            "another folder, or keep that file out: --noconftest, or -p no:NAME for a plugin"
+        )
+    wanted = BY_NAME.keys() if starts or shows_help else typed
+    pytest_internals.add_options(parser, (option for option in OPTIONS if option.name in wanted - taken))
+    if typed and not inherited:
+        _refuse_moved_rootdir(early_config, parser, args)
+    return result
+
+
+def _option_names(args: Iterable[str]) -> Iterator[str]:
+    """The names of the options in `args`, those in @files included."""
+    for word in args:
+        if word == "--":
+            return
+        if word.startswith("--"):
+            yield word.partition("=")[0]
+        elif word.startswith("@"):
+            try:
+                yield from _option_names(Path(word[1:]).read_text(encoding="utf-8").splitlines())
+            except OSError:
+                continue
+
+
+def _refuse_moved_rootdir(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    """Refuse a rootdir that an option's value decided.
+
+    pytest finds its rootdir before it knows our options: a value that stands by itself is taken for the path of a test
+    if it exists. Reports and ini file would be those of another folder.
+    """
+    from pytest_dsr1 import pytest_internals
+
+    addopts = len(config.getini("addopts"))
+    found = pytest_internals.location_by(config, parser, args[addopts:])
+    if found != (config.rootpath, config.inipath):
+        raise pytest.UsageError(
+            f"the value of an option moved the rootdir from {found[0]} to {config.rootpath}: write options that take a "
+            "path as --option=VALUE"
+        )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    args = options.with_paths_joined(config.invocation_params.args)
-    if args != list(config.invocation_params.args):
-        return pytest.main(args, config.invocation_params.plugins)
-    typed = options.typed_options(config)
-    if "--submit-pending" not in typed:
+    if getattr(config.option, BY_NAME["--submit-pending"].dest, None) is None:
         return None
-    from pytest_dsr1.pending import submit_pending
+    import os
 
-    return submit_pending(typed, options.environment(), config.invocation_params.dir)
+    from pytest_dsr1.options import reading
+    from pytest_dsr1.submit.plugin import submit_pending, with_hook
+
+    typed = reading.typed_options(config)
+    return submit_pending(typed, os.environ, config.invocation_params.dir, with_hook(config))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    # Asked before anything is configured.
-    given = {**options.ini_options(config), **options.typed_options(config)}
-    return workers.auto_workers(len(given.get("--server-url", ()))) if options.asks_for_sweep(given) else None
+    # Asked before anything is configured. One worker for each server: two on one would measure each other.
+    if not _starts_sweep(config):
+        return None
+    dest = BY_NAME["--server-url"].dest
+    return max(len(getattr(config.option, dest, None) or config.getini(dest) or ()), 1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(fixtures, "dsr1_fixtures")
-    typed = options.typed_options(config)
-    if options.asks_for_sweep({**options.ini_options(config), **typed}):
-        activate(config, typed)
-    else:
-        for option in ("--preflight", "--print-launch"):
-            if option in typed:
-                raise pytest.UsageError(f"{option}: {collection.HINT} {option}")
+    if _starts_sweep(config):
+        from pytest_dsr1.session import activation
+
+        activation.activate(config)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> list[pytest.Item] | None:
-    sweep = collector.config.stash.get(SWEEP_CONFIG, None)
-    return None if sweep is None or collection.exists(obj, sweep) else []
+def _starts_sweep(config: pytest.Config) -> bool:
+    starting = [option.dest for option in OPTIONS if option.starts_sweep]
+    return any(getattr(config.option, dest, None) or config.getini(dest) for dest in starting)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    collection.parametrize(metafunc, metafunc.config.stash.get(SWEEP_CONFIG, None))
+    if f"{_PREFIX}point" in metafunc.fixturenames:
+        from pytest_dsr1 import collection
+
+        metafunc.config.stash[_PLACEHOLDERS] = collection.parametrize(metafunc)
 
 
-# trylast: whatever order other plugins put the tests in, accuracy comes before performance.
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if SWEEP_CONFIG in config.stash:
-        dropped = collection.arrange(items, config.stash[SWEEP_CONFIG], config.stash[MISSING])
-        if dropped:
-            config.hook.pytest_deselected(items=dropped)
+# A user's own tests measure without lengths on the command line.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    ours = [
+        item for item in session.items if any(name.startswith(_PREFIX) for name in getattr(item, "fixturenames", ()))
+    ]
+    if ours and not _starts_sweep(session.config):
+        from pytest_dsr1 import collection
+        from pytest_dsr1.session import activation
+
+        if any(map(collection.measures_without_sweep, ours)):
+            activation.activate_late(session.config)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if collection.point_of(item) is not None:
-        fixtures.explain(item, report, call)
-    return report
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash.get(_PLACEHOLDERS, False):
+        from pytest_dsr1 import collection
 
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = terminalreporter.stats.get("skipped", ())
-    if any(collection.HINT in str(report.longrepr) for report in skipped):
         terminalreporter.write_line(f"dsr1: {collection.HINT}")

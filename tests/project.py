@@ -23,9 +23,6 @@ from types import ModuleType
 
 import pytest
 
-from tests.conftest import ROOT
-
-BENCH = (ROOT / "tests_bench" / "test_sweep.py").read_text(encoding="utf-8")
 #: No sweep of these tests takes as long, however busy the machine is; one that does hangs.
 HANG_S = 240.0
 #: Shufflers are installed for tests that ask for them by name. No test is about Hypothesis.
@@ -36,11 +33,10 @@ WITHOUT_PLUGINS_IN_PROCESS = ("-p", "no:faulthandler", "-p", "no:unraisableexcep
 
 
 class Project:
-    """A folder with the sweep's tests, an environment, and pytest."""
+    """A folder with an ini file, an environment, and pytest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "test_sweep.py").write_text(BENCH, encoding="utf-8")
         (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         self.environment = {
             name: value

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 
 from pytest_dsr1.core.baselines import B200Row, compare
@@ -94,7 +95,7 @@ def result_of(
         "engine": "external",
         **performance.to_fields(),
         "total_generated_tokens": performance.total_generated_tokens,
-        "latency_ms": performance.latency_ms(),
+        "latency_ms": msgspec.to_builtins(performance.latency_ms),
         "benchmark_args": {
             "random_input_len": isl,
             "random_output_len": osl,
@@ -114,7 +115,7 @@ def result_of(
     if performance.interactivity is not None:
         result["interactivity"] = performance.interactivity
     if row is not None:
-        result |= compare(result, row)
+        result |= msgspec.to_builtins(compare(result, row))
     return result
 
 

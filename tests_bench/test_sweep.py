@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
-    from pytest_dsr1.core.result import AccuracyRecord
-    from pytest_dsr1.fixtures import Load, Record
+    from pytest_dsr1.core.config import Point
+    from pytest_dsr1.core.record import AccuracyRecord
+    from pytest_dsr1.core.server import Served
+    from pytest_dsr1.fixtures import Load, Measurements, Record
 
 
 def test_accuracy(accuracy: AccuracyRecord) -> None:
@@ -21,3 +25,36 @@ def test_perf(accurate: AccuracyRecord, load: Load, record: Record) -> None:
     """With exactly CONC requests in flight each is answered in full, and the figures can be true."""
     result = record(load())
     assert result.passed, result.reason
+
+
+# Names of this module only: in a project of yours they mean what you say.
+
+
+@pytest.fixture(scope="session", name="server")
+def _server(dsr1_server: Served) -> Served:
+    """The server that is measured."""
+    return dsr1_server
+
+
+@pytest.fixture(name="accuracy")
+def _accuracy(dsr1_point: Point, dsr1_measurements: Measurements) -> AccuracyRecord:
+    """What the gate says of this point; measured once, whoever asks first."""
+    return dsr1_measurements.accuracy_or_skip()
+
+
+@pytest.fixture(name="accurate")
+def _accurate(dsr1_point: Point, dsr1_measurements: Measurements) -> AccuracyRecord:
+    """The same; skips the test where the accuracy is outside the gate."""
+    return dsr1_measurements.accurate()
+
+
+@pytest.fixture(name="load")
+def _load(dsr1_measurements: Measurements) -> Load:
+    """Call it to measure this point under load."""
+    return dsr1_measurements.load
+
+
+@pytest.fixture(name="record")
+def _record(dsr1_measurements: Measurements) -> Record:
+    """Call it with what was measured: writes the result."""
+    return dsr1_measurements.record

@@ -21,9 +21,9 @@ from typing import Final
 
 from pytest_dsr1.accuracy.documents import AccuracyTask, wikitext_task
 from pytest_dsr1.accuracy.lm import rolling_windows
-from pytest_dsr1.core.accuracy_baselines import to_json
-from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures
-from pytest_dsr1.vocabulary import Endpoint, Tokenizer, find_tokenizer
+from pytest_dsr1.accuracy.tokenizer import Tokenizer, find_tokenizer
+from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, baselines_to_json
+from pytest_dsr1.core.server import Served
 from tools.measure_reference import Figures
 
 SCORER: Final = Path(__file__).with_name("transformers_log_likelihoods.py")
@@ -55,7 +55,7 @@ def score(folder: Path, dtype: str, task: AccuracyTask, python: Path) -> Scored:
 
     :raises SystemExit: `python` lacks torch or transformers, or cannot load the folder; its own words went before.
     """
-    tokenizer = find_tokenizer(str(folder), Endpoint("", folder.name))
+    tokenizer = find_tokenizer(str(folder), Served(url="", model=folder.name, engine="external"))
     asked = list(windows(task, tokenizer))
     try:
         reply = subprocess.run(
@@ -102,7 +102,7 @@ def main() -> None:
     baseline = AccuracyBaseline(
         options.model or folder.name, task.name, AccuracyFigures(**vars(figures)), scored.source
     )
-    options.output.write_text(to_json([baseline]))
+    options.output.write_text(baselines_to_json([baseline]))
     print(f"{baseline.model}, {task.name}: {scored.tokens:,} tokens, {task.bytes:,} bytes; {scored.source}")
     print(f"{'':24} {'bits/byte':>10} {'byte ppl':>10} {'word ppl':>10}")
     print(figures.line("transformers"))

@@ -1,21 +1,20 @@
-"""What accuracy is measured on: documents, and the task that they make."""
+"""The corpora that accuracy is measured on, as documents and tasks."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from pytest_dsr1.accuracy import AccuracyError
+import msgspec
 
-#: The seed's task: WikiText-2 raw, test split, in chunks of 2,047 Llama-2 tokens.
+#: WikiText-2 raw, test split, in chunks of 2,047 Llama-2 tokens: the task of the published baselines.
 WIKITEXT_TASK = "wikitext-2047-chunks"
-#: The embedded engine's task: held-out text of the project's own grammar.
+#: The embedded engine's task: held-out text of the grammar that its model is trained on.
 HELDOUT_TASK = "dsr1-heldout"
-#: lm-eval's default: a window, its prefix token and the one generated token fit into so many.
+#: lm-eval's default for the tokens of a request: a window, its prefix token and the one generated token.
 MAX_LENGTH = 2048
 
 WIKITEXT_HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
@@ -23,11 +22,15 @@ WIKITEXT_HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
 WIKITEXT_SHA256 = "696cca6b65a171b0a358a4be6732cdfdf2dd6164a32e20fd70e3c13fc4dfae83"
 
 
+class AccuracyError(Exception):
+    """Accuracy could not be measured; says what was tried, the result and the remedy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with one log-likelihood.
+    """A text that gets one log-likelihood.
 
-    :param words: How many words it counts as in `word_perplexity`; the task says what a word is.
+    :param words: Its number of words for `word_perplexity`; the task defines what a word is.
     """
 
     text: str
@@ -35,16 +38,17 @@ class Document:
 
     @property
     def bytes(self) -> int:
-        """Its length in UTF-8."""
+        """Length of the text in UTF-8."""
         return len(self.text.encode())
 
 
 @dataclass(frozen=True)
 class AccuracyTask:
-    """Documents under a name, by which baselines are looked up.
+    """Documents to score.
 
-    :param max_length: Tokens that a request may have, prompt and the one generated; longer documents are cut
-        into disjoint windows, as lm-eval does.
+    :param name: The name under which baselines are looked up.
+    :param max_length: Largest number of tokens of a request, prompt and generated token together. Longer documents are
+        cut into disjoint windows, as lm-eval does.
     """
 
     name: str
@@ -53,9 +57,11 @@ class AccuracyTask:
 
     def __post_init__(self) -> None:
         if not self.words:
-            raise AccuracyError(f"the accuracy task {self.name} has no words: its corpus is empty")
+            raise AccuracyError(f"the corpus of the accuracy task {self.name} is empty")
         if self.max_length < 3:
-            raise AccuracyError(f"a context of {self.max_length} tokens holds no window of {self.name}")
+            raise AccuracyError(
+                f"a context of {self.max_length} tokens is too short for {self.name}: at least 3 are needed"
+            )
 
     @property
     def words(self) -> int:
@@ -66,7 +72,7 @@ class AccuracyTask:
         return sum(document.bytes for document in self.documents)
 
     def first(self, limit: int | None) -> AccuracyTask:
-        """The first `limit` documents: a task of its own, with a name that says so; None: all of them."""
+        """The task of the first `limit` documents, with a name of its own; None: all."""
         if limit is None:
             return self
         if limit < 1:
@@ -74,9 +80,9 @@ class AccuracyTask:
         return replace(self, name=f"{self.name}[:{limit}]", documents=self.documents[:limit])
 
     def within(self, context_length: int | None) -> AccuracyTask:
-        """The same for a server with a context of `context_length` tokens.
+        """The same documents for a server with this context length; None: not known.
 
-        Shorter windows score worse, so a context under `MAX_LENGTH` makes a task of its own. None: not known.
+        Shorter windows give worse scores, so a context shorter than `max_length` makes a task with a name of its own.
         """
         if context_length is None or context_length >= self.max_length:
             return self
@@ -84,30 +90,33 @@ class AccuracyTask:
 
 
 def task_for(*, reference: bool, data: Path | None = None, limit: int | None = None) -> AccuracyTask:
-    """Make the task of a sweep: WikiText; for the embedded engine its own corpus, unless data are named.
+    """Make the task of a sweep: WikiText, or the embedded engine's own corpus.
 
-    :param data: `--accuracy-data`, rows of WikiText-2 raw (see `read_rows`).
-    :raises AccuracyError: The corpus cannot be had, or is another one.
+    :param reference: Whether the embedded engine serves.
+    :param data: `--accuracy-data`, rows of WikiText-2 raw (see `read_rows`); with them the task is always WikiText.
+    :param limit: `--accuracy-limit`.
+    :raises AccuracyError: if the corpus cannot be read, or is not the expected one.
     """
     task = heldout_task() if reference and data is None else wikitext_task(data)
     return task.first(limit)
 
 
 def wikitext_task(data: Path | None = None) -> AccuracyTask:
-    """Make the seed's task: 167 documents, 341,663 words, 1,296,248 bytes.
+    """Make the WikiText task: 167 documents, 341,663 words, 1,296,248 bytes.
 
-    A word is one Llama-2 token of the chunk, BOS included. The cuts come from a table, since that tokenizer is gated.
+    A word is one Llama-2 token of the chunk, BOS included. The boundaries of the chunks are read from a table, because
+    access to that tokenizer is restricted.
 
-    :param data: A file with the rows (see `read_rows`); without it the hub's data set.
+    :param data: A file with the rows (see `read_rows`); by default the hub's data set.
     """
     rows, origin = (_hub_rows(), "/".join(WIKITEXT_HUB)) if data is None else (read_rows(data), str(data))
     text = "\n\n".join(rows)
     digest = hashlib.sha256(text.encode()).hexdigest()
     if digest != WIKITEXT_SHA256:
         raise AccuracyError(
-            f"{origin} is not WikiText-2 raw, test split: {len(rows):,} rows, {len(text):,} characters, "
+            f"{origin} is not the test split of WikiText-2 raw: {len(rows):,} rows, {len(text):,} characters, "
             f"sha256 {digest}, expected 4,358 rows, 1,294,336 characters, sha256 {WIKITEXT_SHA256} "
-            "(rows joined by two newlines). Pass the unaltered rows with --accuracy-data"
+            "(rows joined by two newlines). Pass the unaltered rows with --accuracy-data PATH"
         )
     cuts = csv.DictReader(resources.files(__package__).joinpath("wikitext2_chunks.csv").read_text().splitlines())
     documents = (
@@ -119,9 +128,9 @@ def wikitext_task(data: Path | None = None) -> AccuracyTask:
 
 
 def heldout_task(path: Path | None = None) -> AccuracyTask:
-    """Make the embedded engine's task; its words are those that white space separates.
+    """Make the embedded engine's task; its words are separated by white space.
 
-    :param path: Rows, one a document; by default the corpus that comes with the engine.
+    :param path: Rows, one per document; by default the corpus that comes with the engine.
     """
     if path is None:
         path = Path(str(resources.files("pytest_dsr1.reference").joinpath("heldout.jsonl")))
@@ -129,30 +138,30 @@ def heldout_task(path: Path | None = None) -> AccuracyTask:
 
 
 def read_rows(path: Path) -> list[str]:
-    """Read a file of one JSON object `{"text": …}` a line.
+    """Read a file with one JSON object `{"text": …}` per line.
 
-    :raises AccuracyError: The file cannot be read, or a line is anything else (which line is said).
+    :raises AccuracyError: if the file cannot be read, or a line is not such an object; names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AccuracyError(f"the accuracy corpus {path} cannot be read: {error}") from None
-    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
+    return [_text_of(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
 
 
-def _row(line: str, origin: str) -> str:
+class _Row(msgspec.Struct):
+    text: str
+
+
+def _text_of(line: str, origin: str) -> str:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise AccuracyError(f'{origin} is not JSON ({error}); expected {{"text": …}} on each line') from None
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise AccuracyError(f'{origin}: expected {{"text": …}}, found {line[:60]!r}')
-    return text
+        return msgspec.json.decode(line, type=_Row).text
+    except msgspec.DecodeError as error:
+        raise AccuracyError(f'{origin}: expected {{"text": …}}, found {line[:60]!r} ({error})') from None
 
 
 def _hub_rows() -> list[str]:
-    # Imported here: a second of CPU that a corpus from a file does not need.
+    # Imported here: it takes a second of CPU, which a corpus from a file does not need.
     import datasets
 
     name, config, split = WIKITEXT_HUB
@@ -160,11 +169,11 @@ def _hub_rows() -> list[str]:
     datasets.utils.disable_progress_bars()
     try:
         return list(datasets.load_dataset(name, config, split=split)["text"])
-    # The hub's client, its HTTP library and the data set's builder have a hierarchy each.
+    # The hub's client, its HTTP library and the data set's builder raise unrelated exceptions.
     except Exception as error:
         raise AccuracyError(
-            f"WikiText could not be had from the hub ({name}, {config}): {type(error).__name__}: {error}. "
-            'Where the hub is out of reach pass the rows as --accuracy-data PATH, one {"text": …} a line'
+            f"WikiText could not be loaded from the hub ({name}, {config}): {type(error).__name__}: {error}. "
+            'If the hub cannot be reached, pass the rows as --accuracy-data PATH, one {"text": …} per line'
         ) from error
     finally:
         if not bars:

@@ -1,4 +1,7 @@
-"""lm-eval's task and model for a corpus of rolling log-likelihoods. Heavy to import: see `evaluate.warm_up_imports`."""
+"""lm-eval's task and model classes for rolling log-likelihoods of a corpus.
+
+Importing this module takes seconds: see `warm_up_imports`.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,26 @@ from lm_eval.api.task import PerplexityTask, TaskConfig
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from pytest_dsr1.accuracy import AccuracyError
-from pytest_dsr1.accuracy.documents import AccuracyTask, Document
+from pytest_dsr1.accuracy.documents import AccuracyError, AccuracyTask, Document
 from pytest_dsr1.accuracy.reply import log_likelihood
-from pytest_dsr1.core.server import is_loopback
-from pytest_dsr1.vocabulary import Endpoint, Tokenizer
+from pytest_dsr1.accuracy.tokenizer import Tokenizer
+from pytest_dsr1.core.server import Served, is_loopback
 
-#: lm-eval's seed, sent with each request; nothing is sampled.
+#: lm-eval's default seed. It is sent with each request, but nothing is sampled.
 SEED = 1234
 
 
 class CorpusTask(PerplexityTask):  # type: ignore[misc] # lm-eval is untyped
-    """An `AccuracyTask` as lm-eval sees one: its documents, its words; metrics and aggregation are lm-eval's."""
+    """An `AccuracyTask` as a task of lm-eval; metrics and aggregation are lm-eval's."""
 
     def __init__(self, task: AccuracyTask) -> None:
         self._documents = task.documents
         super().__init__()
-        # Not through super(): it takes a mapping for the task's name.
+        # Not passed to super(): it would take the mapping for the task's name.
         self._config = TaskConfig(task=task.name, output_type=self.OUTPUT_TYPE, num_fewshot=0)
 
     def download(self, *_: object, **__: object) -> None:
-        """Nothing: the documents are here."""
+        """Do nothing: the documents are already loaded."""
 
     def has_validation_docs(self) -> bool:
         return False
@@ -52,7 +54,7 @@ class CorpusTask(PerplexityTask):  # type: ignore[misc] # lm-eval is untyped
         return Instance(request_type=self.OUTPUT_TYPE, doc=doc, arguments=(doc.text,), idx=0, **kwargs)
 
     def build_all_requests(self, **_: object) -> None:
-        # Instead of lm-eval's, which draws a progress bar over this and passes arguments that a PerplexityTask refuses.
+        # lm-eval's own method draws a progress bar and passes arguments that PerplexityTask does not accept.
         self._instances = [
             self.construct_requests(document, "", metadata=(self.config.task, number, 1))
             for number, document in enumerate(self._documents)
@@ -69,7 +71,7 @@ class CorpusTask(PerplexityTask):  # type: ignore[misc] # lm-eval is untyped
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One request: `context` is given, `scored` is predicted."""
+    """The tokens of one request: `context` is given, `scored` is scored."""
 
     document: int
     context: list[int]
@@ -81,14 +83,14 @@ class Window:
 
 
 def rolling_windows(text: str, tokenizer: Tokenizer, max_length: int) -> Iterator[tuple[list[int], list[int]]]:
-    """(context, scored tokens) of each request that a text makes, by lm-eval's rolling windows.
+    """Cut a text into lm-eval's rolling windows: (context, scored tokens) of each.
 
-    :param max_length: Tokens of a request and of what it generates, as an `AccuracyTask` has it.
+    :param max_length: Largest number of tokens of a request, the generated one included; see `AccuracyTask`.
     """
     windows = get_rolling_token_windows(
         token_list=tokenizer.encode(text),
         prefix_token=tokenizer.prefix_token_id,
-        # lm-eval's own arithmetic: one less for the generated token, one less for the context.
+        # As lm-eval computes it: one less for the generated token, one less for the context.
         max_seq_len=max_length - 2,
         context_len=1,
     )
@@ -96,17 +98,18 @@ def rolling_windows(text: str, tokenizer: Tokenizer, max_length: int) -> Iterato
 
 
 class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is untyped
-    """lm-eval's client of /v1/completions, with the windows of all documents in flight together.
+    """lm-eval's client of /v1/completions, concurrent over all documents.
 
-    Windows and payload are lm-eval's. What goes over the wire is not: lm-eval's own client works document by document
-    (concurrency 1 where a document is one window), takes any reply, and repeats every failure, a 400 too.
+    Windows and payloads are lm-eval's; the HTTP client is not. lm-eval's own client works document by document, so its
+    concurrency is 1 if each document is one window. It also accepts any reply, and repeats every failed request, even
+    after status 400.
 
-    :param progress: Called with (requests done, requests in all) after each.
+    :param progress: Called after each request with the number of requests done, and of all.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        served: Served,
         tokenizer: Tokenizer,
         *,
         concurrency: int,
@@ -115,30 +118,30 @@ class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is 
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__(
-            model=endpoint.model,
-            base_url=f"{endpoint.url}/v1/completions",
-            # "None" keeps lm-eval from loading one by the model's name.
+            model=served.model,
+            base_url=f"{served.url}/v1/completions",
+            # The string "None" keeps lm-eval from loading a tokenizer by the model's name.
             tokenizer_backend="None",
             num_concurrent=concurrency,
             max_length=max_length,
             seed=SEED,
         )
-        self._endpoint = endpoint
+        self._served = served
         self._tokens = tokenizer
-        # lm-eval's own `max_length` is one less.
+        # lm-eval's attribute `max_length` is one less.
         self._task_length = max_length
         self._timeout_s = timeout_s
         self._progress = progress
         self.windows: list[Window] = []
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of each document, by lm-eval's rolling windows."""
+        """Measure the log-likelihood of each document, the sum over its windows."""
         self.windows = [
             Window(number, context, scored)
             for number, request in enumerate(requests)
             for context, scored in rolling_windows(request.args[0], self._tokens, self._task_length)
         ]
-        # Longest first, so that no long request is left to run alone at the end.
+        # Longest first, so that no long request runs alone at the end.
         self.windows.sort(key=lambda window: -len(window.prompt))
         totals = [0.0] * len(requests)
         for window, value in zip(self.windows, asyncio.run(self._measured()), strict=True):
@@ -146,7 +149,7 @@ class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is 
         return totals
 
     async def _measured(self) -> list[float]:
-        """Send every window, `num_concurrent` at a time; the log-likelihoods in the windows' order."""
+        """Send all windows; return their log-likelihoods in the order of `windows`."""
         values = [0.0] * len(self.windows)
         waiting = iter(enumerate(self.windows))
         done = 0
@@ -162,14 +165,14 @@ class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is 
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._concurrent),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-            trust_env=not is_loopback(self._endpoint.url),
+            trust_env=not is_loopback(self._served.url),
         ) as session:
             try:
                 async with asyncio.TaskGroup() as slots:
                     for _ in range(min(self._concurrent, len(self.windows))):
                         slots.create_task(slot(session))
             except BaseExceptionGroup as failures:
-                # The other slots were cancelled; whichever failed first says enough.
+                # The group cancels the other slots; the first failure is the one to report.
                 raise failures.exceptions[0] from None
         return values
 
@@ -188,17 +191,17 @@ class CompletionsModel(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is 
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if isinstance(error, aiohttp.ClientConnectorError):
                     raise
-                # A server may close a kept connection just when it is used again. Nothing is timed here: once more.
+                # A server may close a kept connection at any time. Nothing is timed here: send it again, once.
                 return await self._attempt(session, payload)
         except TimeoutError:
             raise AccuracyError(
                 f"{self.base_url} did not answer an accuracy request within {self._timeout_s:g} s: "
-                "see the server's log; a first request that compiles kernels may need a longer deadline"
+                "see the server's log; the first request may take long if the server compiles kernels for it"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise AccuracyError(
                 f"the connection to {self.base_url} was lost while measuring accuracy "
-                f"({type(error).__name__}: {error}): see whether the server is alive, and its log"
+                f"({type(error).__name__}: {error}): check whether the server is alive, and see its log"
             ) from None
 
     async def _attempt(self, session: aiohttp.ClientSession, payload: bytes) -> bytes:

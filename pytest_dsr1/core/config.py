@@ -1,4 +1,4 @@
-"""What a sweep is asked to do: one frozen value, made once from options and never looked up again."""
+"""What a sweep is to do: one frozen value, made once from the options."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-#: The concurrencies of the seed's sweep.
+#: The concurrencies of the competition.
 CONCURRENCIES = (4, 8, 16, 32, 64)
-#: The model of the competition, and what `--model` means when nobody says otherwise.
+#: The model of the competition; the default of `--model`.
 DEFAULT_MODEL = "amd/DeepSeek-R1-0528-MXFP4-Preview"
-#: Requests sent before the measured ones, per concurrency slot.
+#: Warm-up requests per concurrency slot.
 WARMUPS_PER_SLOT = 2
-#: Output length from which the seed measures fewer requests and waits longer for each.
+#: Output length from which fewer requests are measured, with a longer timeout for each.
 LONG_OSL = 8192
 
 
 class Mode(StrEnum):
-    """What is done at each point."""
+    """What is measured at each point."""
 
     ACC = "acc"
     PERF = "perf"
@@ -72,7 +72,7 @@ class Point:
 
     @property
     def id(self) -> str:
-        """The test id, which `-k conc16` and `-k isl1024` select by."""
+        """The test id, which `-k conc16` and `-k isl1024` select from."""
         return f"isl{self.isl}-osl{self.osl}-conc{self.conc}"
 
 
@@ -80,16 +80,30 @@ class Point:
 ALL_SCENARIOS = (Scenario(1024, 1024), Scenario(1024, 8192), Scenario(8192, 1024))
 
 
+def scenarios_of(text: str) -> tuple[Scenario, ...]:
+    """Scenarios as `--scenario` takes them: `ISL/OSL[,ISL/OSL...]`, or `all` for the competition's three.
+
+    :raises ValueError: It is not of this form, a length is below 1, or a scenario is there twice.
+    """
+    if text == "all":
+        return ALL_SCENARIOS
+    pairs = [part.split("/") for part in text.split(",")]
+    values = tuple(Scenario(int(isl), int(osl)) for isl, osl in pairs)
+    if len(set(values)) != len(values):
+        raise ValueError(f"{text!r} names a scenario twice")
+    return values
+
+
 def formula_num_prompts(osl: int, conc: int) -> int:
-    """How many requests the seed measures: CONC x 20 at OSL 8192, else CONC x 50."""
+    """The default number of measured requests: CONC x 20 at OSL 8192, else CONC x 50."""
     return conc * (20 if osl == LONG_OSL else 50)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadLimits:
-    """How long the load generator waits.
+    """Timeouts of the load generator.
 
-    :param idle_timeout_s: Longest time without a byte. 300 s by default: a JIT pause of 57 s is known.
+    :param idle_timeout_s: Longest time without a byte. 300 s by default: a server's JIT was seen to pause it for 57 s.
     :param request_timeout_s: Longest time for one request; None: 1,800 s, 3,600 s at OSL 8192.
     """
 
@@ -105,14 +119,14 @@ class LoadLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """How a server is to be started, as typed; None and empty where nothing was.
+    """How to start a server, as typed; None or empty for what was not typed.
 
-    :param recipe: A shipped recipe's name, or the path of one.
-    :param server_args: Arguments that the recipe's are extended by, as `parse_server_arg` reads them.
-    :param server_env: NAME=VALUE, likewise.
-    :param sglang_python: The interpreter that has SGLang.
-    :param timeout_s: Longest wait for a start; a first one compiles kernels for 20 to 30 minutes.
-    :param keep: Whether the server outlives the session.
+    :param recipe: Name of a recipe of this package, or path of a recipe.
+    :param server_args: Arguments added to those of the recipe, as `parse_server_arg` reads them.
+    :param server_env: Environment variables added to those of the recipe, as NAME=VALUE.
+    :param sglang_python: Path of the Python interpreter that has SGLang.
+    :param timeout_s: Longest wait for the start; the first start compiles kernels for 20 to 30 minutes.
+    :param keep: Whether the server keeps running after the session.
     """
 
     recipe: str | None = None
@@ -124,7 +138,7 @@ class LaunchConfig:
 
     @property
     def typed(self) -> tuple[str, ...]:
-        """The options that say how a server is started, of those that were typed."""
+        """Names of the options above that were typed."""
         options = {
             "--recipe": self.recipe,
             "--server-arg": self.server_args,
@@ -136,21 +150,22 @@ class LaunchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Everything that was asked for, validated, with every default filled in that needs no server.
+    """All options of a sweep, validated, with each default that can be known without a server.
 
-    None means "not said", where a server or the engine decides.
+    None stands for an option that was not typed and that the server or the engine decides.
 
-    :param server_urls: Servers that run already; several are measured by as many workers.
-    :param print_launch: Whether only the command line of a server is to be shown.
-    :param model_from_environment: MODEL said it: a preference that another server's model overrides.
+    :param server_urls: Running servers to measure; each needs a worker of its own (pytest-xdist) if there are several.
+    :param print_launch: Whether to print the command line of the server and do nothing else.
+    :param model_from_environment: Whether `model` is from the environment variable MODEL: it is a preference then, and
+        a running server with another model is accepted.
     :param prompt_seed: Seed of the session's prompts; recorded with every result.
-    :param tp: Tensor parallelism as typed; a result whose server says nothing counts it as assumed.
+    :param tp: Tensor parallelism as typed; used, marked as assumed, where the server does not report its GPUs.
     :param accuracy: Whether the gate is evaluated (`--accuracy gate`) or left out (`off`).
-    :param accuracy_limit: Only the first N documents: a task of its own, never submitted.
-    :param team: Under which name results are submitted; None unless the mode is submit.
-    :param leaderboard_url: Where, as typed; None: the Space of the lengths.
-    :param accept_schema: Whether a leaderboard's labels that nobody recognises mean what we send.
-    :param submit_timeout_s: For one submission, from its first attempt to its outcome.
+    :param accuracy_limit: Use the first N documents only; a task with a name of its own, never submitted.
+    :param team: Name under which results are submitted; None unless the mode is submit.
+    :param leaderboard_url: The leaderboard, as typed; None: the Space for these lengths.
+    :param accept_schema: Whether unknown labels of a leaderboard are assumed to stand for the expected values.
+    :param submit_timeout_s: Longest time for one submission, from its first attempt to its outcome.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -186,7 +201,7 @@ class SweepConfig:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """Every point in sweep order: scenario after scenario, concurrencies as typed."""
+        """All points in sweep order: by scenario, then by concurrency as typed."""
         return tuple(Point(scenario, conc) for scenario in self.scenarios for conc in self.concurrencies)
 
     def num_prompts_at(self, point: Point) -> int:
@@ -194,5 +209,5 @@ class SweepConfig:
         return self.num_prompts if self.num_prompts is not None else formula_num_prompts(point.osl, point.conc)
 
     def num_warmups_at(self, point: Point) -> int:
-        """Requests sent, and drained, before the measured ones."""
+        """Warm-up requests, completed before the first measured one is sent."""
         return WARMUPS_PER_SLOT * point.conc

@@ -1,36 +1,80 @@
-"""What a result file says, read with suspicion: every figure is looked at before anything is computed from it.
+"""What a check reads and what it reports: the figures of a result file, and findings.
 
-A result may be ours or somebody else's, whole or mutilated, so nothing is taken for granted: a figure is a number
-within its range, or it is not there. Others print figures with few digits; such a figure stands for every value that
-would be printed alike, and two of them contradict each other only if no such values agree.
+A result file may be ours or another tool's, complete or damaged. So no figure is used before it is validated: it is a
+number within its range, or it counts as absent. Other tools print figures with few digits. Such a figure stands for
+every value that rounds to it, and two figures contradict each other only if no such values agree.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+import msgspec
 
 from pytest_dsr1.core.baselines import RATIOS, B200Table
 from pytest_dsr1.core.config import Point, Scenario
 from pytest_dsr1.core.samples import RequestSample
 from pytest_dsr1.core.statistics import LATENCIES
+from pytest_dsr1.core.text import one_line, shown
 
-#: Stands for what is not there; None stands for a null, which is there and wrong.
+
+class Severity(StrEnum):
+    """What a finding does to a result."""
+
+    REJECT = "reject"
+    """The result contradicts itself: the test fails, and the result is not submitted."""
+    WARN = "warn"
+    """The result is possible, but a person should look at it."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One problem that a check found in a result.
+
+    :param check: Number of the check in the list of invariants, such as "h2"; any short name for a check of yours.
+    :param message: The figures, the limit, and what that means. Kept on one line.
+    """
+
+    check: str
+    severity: Severity
+    message: str
+
+    def __post_init__(self) -> None:
+        # Names and texts from another tool's file may hold line breaks and escape sequences.
+        msgspec.structs.force_setattr(self, "message", one_line(self.message))
+
+    def __str__(self) -> str:
+        return f"{self.check} ({self.severity}): {self.message}"
+
+
+def reject(check: str, message: str) -> Finding:
+    """A finding that fails the point."""
+    return Finding(check, Severity.REJECT, message)
+
+
+def warn(check: str, message: str) -> Finding:
+    """A finding that is only reported."""
+    return Finding(check, Severity.WARN, message)
+
+
+#: Marks a key that is absent. None marks a null, which is present, and wrong for nearly all figures.
 ABSENT = object()
-#: How far two ways of computing one figure may differ.
+#: Largest relative difference between two computations of one figure.
 RELATIVE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a figure in a result may be: a finite number above 0, and what else is said here.
+    """The valid values of one figure: finite, above 0, and within these bounds.
 
-    :param exact: Not rounded when printed: a count, an option, a published constant.
-    :param nullable: Null where it is unknown.
+    :param whole: An integer, even if it is written as 4.0.
+    :param exact: Never rounded when it is printed: a count, an option, a published constant.
+    :param nullable: May be null, where it is unknown.
     """
 
     whole: bool = False
@@ -40,30 +84,21 @@ class Figure:
     nullable: bool = False
 
     def problem(self, value: object) -> str | None:
-        """What keeps `value` from being this figure; None if nothing does."""
+        """Why `value` is not valid; None if it is."""
         if value is None and self.nullable:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"is {shown(value)}, not a number"
-        # Compared, not converted: JSON's integers have no largest.
+        # Not converted to float first: an integer in JSON may be too large for that.
         if not -sys.float_info.max <= value <= sys.float_info.max:
             return "is not finite"
         if value < 0 or (value == 0 and not self.may_be_zero):
-            return f"is {value}, {'below 0' if value < 0 else 'not above 0'}"
+            return f"is {shown(value)}, {'below 0' if value < 0 else 'not above 0'}"
         if value > self.at_most:
-            return f"is {value}, above {self.at_most}"
+            return f"is {shown(value)}, above {self.at_most}"
         if self.whole and value != int(value):
-            return f"is {value}, not a whole number"
+            return f"is {shown(value)}, not a whole number"
         return None
-
-
-_TYPE_NAMES: Mapping[type, str] = {type(None): "null", bool: "a boolean", list: "a list", dict: "an object"}
-
-
-def shown(value: object) -> str:
-    """A value that should not be there, short enough for a message."""
-    # Not repr() of numbers and containers: it has no limit, and Python refuses it for integers of 4,301 digits.
-    return f"{value[:200]!r}" if isinstance(value, str) else _TYPE_NAMES.get(type(value), "a number")
 
 
 _MEASURED = Figure()
@@ -74,13 +109,13 @@ _CONSTANT = Figure(exact=True)
 
 
 def _latency(latency: str) -> Figure:
-    """An ITL may be 0: events that arrive together are read together."""
+    """An ITL may be 0: two events that arrive together are read at the same time."""
     return _MEASURED_OR_ZERO if latency == "itl" else _MEASURED
 
 
-#: Statistics of a distribution that can only rise in this order.
+#: Statistics of a distribution, in the order in which their values rise.
 ORDERED = ("min", "p50", "p90", "p95", "p99", "max")
-#: What a performance measurement consists of, at the top of a result; in mode acc none of it is there.
+#: Figures of a performance measurement, at the top level of a result; all are absent in mode acc.
 PERFORMANCE: Mapping[str, Figure] = {
     "successful_requests": COUNT_OR_ZERO,
     "benchmark_duration": _MEASURED,
@@ -91,7 +126,7 @@ PERFORMANCE: Mapping[str, Figure] = {
     "total_token_throughput": _MEASURED,
     **{f"{name}_{latency}_ms": _latency(latency) for latency in LATENCIES for name in ("mean", "median", "p99")},
 }
-#: What was asked for.
+#: Options that figures are checked against.
 ARGUMENTS: Mapping[str, Figure] = {
     "benchmark_args.random_input_len": _COUNT,
     "benchmark_args.random_output_len": _COUNT,
@@ -118,14 +153,14 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A positive figure as exactly as it is known: it lies from `low` to `high`."""
+    """A positive figure with its uncertainty: the true value lies between `low` and `high`."""
 
     low: float
     high: float
 
     @classmethod
     def printed(cls, value: float) -> Reading:
-        """What `value` can stand for if it was rounded to the digits that it shows: 4 to units, 4.0 to tenths."""
+        """The values that round to `value` at the digits it shows: 4 is rounded to units, 4.0 to tenths."""
         exponent = Decimal(repr(value)).as_tuple().exponent
         half_a_unit = 0.5 * 10.0 ** int(exponent)
         return cls(float(value) - half_a_unit, float(value) + half_a_unit)
@@ -140,11 +175,11 @@ class Reading:
         return Reading(self.low / other.high, self.high / other.low)
 
     def distance(self, other: Reading) -> float:
-        """How far apart they are at least; 0 if they may be the same."""
+        """The smallest possible difference; 0 if both may be the same value."""
         return max(0.0, self.low - other.high, other.low - self.high)
 
     def agrees(self, other: Reading) -> bool:
-        """Whether both can be one figure, computed in two ways."""
+        """Whether both may be the same figure, computed in two ways."""
         return self.distance(other) <= RELATIVE_TOLERANCE * max(self.high, other.high)
 
     def __format__(self, spec: str) -> str:
@@ -153,11 +188,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that is known about one measurement.
+    """Everything that is known about one measurement.
 
-    :param result: The parsed result file.
-    :param samples: The measured requests, where the raw samples are at hand.
-    :param b200: The table whose rows the result compares itself with.
+    :param result: The parsed result file, as it is: use `number`, `count` and `reading` to get figures from it.
+    :param samples: The measured requests; None where the raw samples are not available.
+    :param b200: The published baselines; None where they are not available.
     """
 
     result: Mapping[str, Any]
@@ -166,17 +201,17 @@ class Evidence:
 
     @property
     def ours(self) -> bool:
-        """Whether this project wrote the result: figures in full precision, every field there."""
+        """Whether this project wrote the result: then figures have full precision, and no field may be missing."""
         return "schema_version" in self.result
 
     @property
     def has_performance(self) -> bool:
-        """Whether performance was measured at all; it is not in mode acc."""
+        """Whether performance was measured; in mode acc it is not."""
         return any(key in self.result for key in (*PERFORMANCE, "latency_ms", "tput_per_gpu", "interactivity"))
 
     @property
     def point(self) -> Point | None:
-        """The configuration that the result says it is of; None where it does not say."""
+        """The configuration that the result names; None where it names none."""
         isl, osl, conc = (
             self.count(f"benchmark_args.{name}")
             for name in ("random_input_len", "random_output_len", "max_concurrency")
@@ -184,7 +219,7 @@ class Evidence:
         return Point(Scenario(isl, osl), conc) if isl and osl and conc else None
 
     def at(self, path: str) -> Any:
-        """Whatever stands at a dotted path; ABSENT if nothing does."""
+        """The value at a dotted path, of any type; ABSENT if there is none."""
         value: Any = self.result
         for key in path.split("."):
             if not isinstance(value, Mapping) or key not in value:
@@ -193,24 +228,24 @@ class Evidence:
         return value
 
     def number(self, path: str) -> float | None:
-        """The figure at `path`, one of FIGURES, if it is there and what it should be."""
+        """The figure at `path`, one of FIGURES; None if it is absent or not valid."""
         value = self.at(path)
         return None if value is ABSENT or value is None or FIGURES[path].problem(value) else float(value)
 
     def count(self, path: str) -> int | None:
-        """The whole number at `path`, likewise."""
+        """The same, as an integer."""
         value = self.number(path)
         return None if value is None else int(value)
 
     def reading(self, path: str) -> Reading | None:
-        """The figure at `path`, likewise, with what rounding may have taken from it."""
+        """The same, with the uncertainty that rounding left."""
         value = self.number(path)
         if value is None:
             return None
         return Reading(value, value) if self.ours or FIGURES[path].exact else Reading.printed(self.at(path))
 
     def problems(self) -> Iterator[str]:
-        """Every figure that is there and is not what it should be, and why."""
+        """Each figure that is present but not valid, and why."""
         outcomes = self.at("client.requests.outcomes")
         names = outcomes if isinstance(outcomes, Mapping) else ()
         counts = {f"client.requests.outcomes.{name}": COUNT_OR_ZERO for name in names}
@@ -220,14 +255,18 @@ class Evidence:
                 yield f"{path} {problem}"
 
     def not_finite(self) -> Iterator[str]:
-        """Every NaN and infinity, wherever it stands in the result."""
-        # A loop, since recursion has a limit and the depth of a stranger's file has none.
+        """Each NaN and infinity, anywhere in the result."""
+        # A loop, not a recursion: a file may be nested deeper than Python recurses.
         pending: list[tuple[str, Any]] = [("", self.result)]
         while pending:
             path, value = pending.pop()
             if isinstance(value, Mapping):
                 pending.extend((f"{path}.{key}" if path else f"{key}", item) for key, item in value.items())
-            elif isinstance(value, list):
+            elif isinstance(value, list | tuple):
                 pending.extend((f"{path}[{number}]", item) for number, item in enumerate(value))
             elif isinstance(value, float) and not math.isfinite(value):
                 yield f"{path} is not finite"
+
+
+#: From the evidence to what is wrong with it: nothing, one finding or several.
+Check: TypeAlias = Callable[[Evidence], Iterable[Finding]]

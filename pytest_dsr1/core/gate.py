@@ -1,16 +1,27 @@
-"""The accuracy gate: three figures against a baseline, and the verdict as a value."""
+"""The accuracy gate: baselines, and the verdict on three figures."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-#: How far each figure may be from its baseline, to either side; the seed's gate.
+import msgspec
+
+from pytest_dsr1.core.text import shown, validation_message
+
+#: Largest relative distance of each figure from its baseline, above and below; that of the predecessor's gate.
 TOLERANCE = 0.03
-#: Digits after the point in a reason, raised until a figure and the bound it breaks no longer look the same.
+#: Digits after the point in a reason; more where a figure and the bound it exceeds would look the same.
 REASON_DIGITS = 4
+
+# Format history of a file of baselines:
+# 1 - {"schema": …, "version": 1, "baselines": [{"model", "task", "source", "figures": {name: value, …}}, …]}
+SCHEMA = "pytest-dsr1/accuracy-baselines"
+VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +45,27 @@ class AccuracyFigures:
 
 @dataclass(frozen=True, slots=True)
 class AccuracyBaseline:
-    """What a model scores on a task when it is served right.
+    """The score of a model on a task when it is served correctly.
 
     :param source: Where the figures come from, in one line.
-    :raises ValueError: A figure that is not a finite positive number: nothing could be judged by it.
+    :raises ValueError: A figure is not a finite number above 0, so nothing can be compared with it.
     """
 
-    model: str
-    task: str
+    model: Annotated[str, msgspec.Meta(min_length=1)]
+    task: Annotated[str, msgspec.Meta(min_length=1)]
     figures: AccuracyFigures
-    source: str
+    source: Annotated[str, msgspec.Meta(min_length=1)]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(model, task): what the baseline holds for."""
+        return self.model, self.task
 
     def __post_init__(self) -> None:
         for name, value in self.figures:
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(
-                    f"{name} of ({self.model}, {self.task}) is {value}, a baseline needs a positive number"
+                    f"{name} of ({self.model}, {self.task}) is {value}, a baseline needs a finite number above 0"
                 )
 
 
@@ -64,11 +80,11 @@ class GateStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the gate says of one point.
+    """The gate's verdict on one point.
 
-    :param reason: One line; empty when the gate passed.
-    :param baseline: What it was judged by; None without one.
-    :param tolerance: Relative, to either side.
+    :param reason: Why the gate did not pass, in one line; empty when it did.
+    :param baseline: The baseline that was compared with; None without one.
+    :param tolerance: Relative, above and below.
     """
 
     status: GateStatus
@@ -78,12 +94,45 @@ class Verdict:
 
     @property
     def opens(self) -> bool:
-        """Whether performance is measured: always, but behind a gate that failed."""
+        """Whether performance is measured; only a gate that failed forbids it."""
         return self.status is not GateStatus.FAILED
 
     @property
     def passed(self) -> bool:
         return self.status is GateStatus.PASSED
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Figures as a result file holds them; None (null) is a figure that was NaN or infinite."""
+
+    bits_per_byte: float | None
+    byte_perplexity: float | None
+    word_perplexity: float | None
+
+
+class AccuracyValidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The verdict as a result file holds it, with the baseline that was compared with."""
+
+    status: GateStatus
+    baselines: Accuracy | None = None
+    threshold_multiplier: float | None = None
+    baseline_source: str | None = None
+    reason: str | None = None
+
+
+class AccuracyTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What accuracy was measured on, and how; `seconds` is the wall clock of the evaluation."""
+
+    task: str
+    documents: int
+    tokens: int
+    words: int
+    bytes: int
+    requests: int
+    concurrency: int
+    seconds: float
+    tokenizer: str
+    prefix_token_id: int
 
 
 #: The verdict of `--accuracy off`.
@@ -98,12 +147,12 @@ def judge(
     task: str,
     tolerance: float = TOLERANCE,
 ) -> Verdict:
-    """Judge what (model, task) scored by its baseline.
+    """Compare the figures of (model, task) with their baseline.
 
-    Each figure must lie within `tolerance` of the baseline's, bounds included. Too good fails as well: a model does
-    not get better by being served, so the measurement is wrong. A failure names the figure that is furthest outside.
+    Each figure must lie within `tolerance` of the baseline's, bounds included. A figure that is too good fails as well:
+    serving does not improve a model, so the measurement is wrong. A failure names the figure that is furthest outside.
 
-    :param baseline: That of (model, task); None if it has none, which is a verdict of its own.
+    :param baseline: That of (model, task); None, if there is none, gives the verdict NO BASELINE.
     """
     broken = [name for name, value in figures if not math.isfinite(value)]
     if broken:
@@ -131,9 +180,69 @@ def judge(
 
 
 def _compared(value: float, relation: str, bound: float) -> str:
-    """`value relation bound`, in as few digits as show that it is true."""
+    """`value relation bound`, in as few digits as show the difference."""
     digits = REASON_DIGITS
-    # 17 significant digits tell any two doubles apart.
+    # 17 significant digits distinguish any two doubles.
     while digits < 17 and f"{value:.{digits}f}" == f"{bound:.{digits}f}":
         digits += 1
     return f"{value:.{digits}f} {relation} {bound:.{digits}f}"
+
+
+class _BaselineFile(msgspec.Struct):
+    baselines: tuple[AccuracyBaseline, ...]
+
+
+def baselines_from_json(text: str, origin: str) -> tuple[AccuracyBaseline, ...]:
+    """Read the baselines of one file.
+
+    :param origin: What the text was read from, for the errors.
+    :raises ValueError: Not JSON, another schema or version, a field missing or of the wrong type, (model, task) twice.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{origin} is not JSON ({error}); --record-accuracy-baseline writes such a file") from None
+    schema = document.get("schema") if isinstance(document, dict) else document
+    if schema != SCHEMA:
+        raise ValueError(f"{origin} has no accuracy baselines: expected schema {SCHEMA!r}, found {shown(schema)}")
+    if (version := document.get("version")) != VERSION:
+        raise ValueError(f"{origin} has version {shown(version)} of {SCHEMA}, this version reads {VERSION}")
+    try:
+        baselines = msgspec.convert(document, _BaselineFile).baselines
+    except msgspec.ValidationError as error:
+        raise ValueError(validation_message(error, document, origin)) from None
+    keys = [baseline.key for baseline in baselines]
+    if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
+        raise ValueError(f"{origin} has two baselines for ({twice[0]}, {twice[1]})")
+    return baselines
+
+
+def baselines_to_json(baselines: Iterable[AccuracyBaseline]) -> str:
+    """The text that `baselines_from_json` reads; floats keep every digit."""
+    entries = [
+        {"model": one.model, "task": one.task, "source": one.source, "figures": dict(one.figures)} for one in baselines
+    ]
+    return json.dumps({"schema": SCHEMA, "version": VERSION, "baselines": entries}, indent=2, ensure_ascii=False) + "\n"
+
+
+def merged(baselines: Iterable[AccuracyBaseline], new: AccuracyBaseline) -> tuple[AccuracyBaseline, ...]:
+    """`baselines` with `new` in place of the one for the same (model, task), or at the end."""
+    return tuple(({one.key: one for one in baselines} | {new.key: new}).values())
+
+
+def applicable(
+    model: str,
+    task: str,
+    *,
+    published: Iterable[AccuracyBaseline],
+    given: Iterable[AccuracyBaseline] = (),
+    submit: bool = False,
+) -> AccuracyBaseline | None:
+    """The baseline for (model, task); None if there is none.
+
+    :param published: The project's own.
+    :param given: Those of `--accuracy-baseline`. They are preferred, except where results are submitted: a leaderboard
+        compares with the published figures.
+    """
+    first, second = (published, given) if submit else (given, published)
+    return next((one for one in (*first, *second) if one.key == (model, task)), None)

@@ -1,25 +1,24 @@
-"""The result of one point: its schema, to and from JSON.
+"""The result of one point: its schema as types, to and from JSON.
 
-The flat fields, `benchmark_args`, `b200_baseline_nv1126`, `accuracy` and `accuracy_validation` are those of the tool
-that this project succeeds, under its names and units; every other object is this project's own.
+The flat fields, `benchmark_args`, `b200_baseline_nv1126`, `accuracy` and `accuracy_validation` have the names and units
+of the predecessor's result file; the other objects are this project's. The order of the fields is that of the file. A
+field with the default None is absent from a file where there is no value; a field without a default is always written,
+even if it is null.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pytest_dsr1.core.baselines import B200Table, compare
-from pytest_dsr1.core.checks import check_result
-from pytest_dsr1.core.config import Point, SweepConfig
-from pytest_dsr1.core.findings import Finding, Severity
-from pytest_dsr1.core.gate import AccuracyFigures, GateStatus, Verdict
-from pytest_dsr1.core.samples import LoadRun, Outcome
-from pytest_dsr1.core.server import Served
-from pytest_dsr1.core.statistics import Performance, summarize
+import msgspec
+
+from pytest_dsr1.core.baselines import B200Baseline
+from pytest_dsr1.core.config import Point, Scenario
+from pytest_dsr1.core.evidence import Finding
+from pytest_dsr1.core.gate import Accuracy, AccuracyTask, AccuracyValidation
+from pytest_dsr1.core.statistics import Distribution, LatencyMs, SlotIdle
+from pytest_dsr1.core.text import shown, validation_message
 
 # Format history:
 # 1 - the fields of the predecessor, and: schema_version, engine, written, verdict, accuracy_task, server, client,
@@ -27,79 +26,210 @@ from pytest_dsr1.core.statistics import Performance, summarize
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class AccuracyRecord:
-    """What the gate said of a point.
+class _Object(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An object of a result file."""
 
-    :param figures: None where nothing was measured.
-    :param details: Task, documents, tokens, tokenizer …: kept as `accuracy_task`.
+
+class BenchmarkArgs(_Object, frozen=True, kw_only=True):
+    """How the load was made.
+
+    :param num_prompts_source: `formula` or `option`.
+    :param vocab_source: Where `vocab_size` is from; prompts are random ids below that size.
+    :param prompts_sha256: Of the ids and lengths of all prompts of the point.
     """
 
-    verdict: Verdict = field(repr=False)
-    figures: AccuracyFigures | None = None
-    details: Mapping[str, Any] | None = field(default=None, repr=False)
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict.passed
-
-    @property
-    def reason(self) -> str:
-        """Why it did not pass, in one line."""
-        return self.verdict.reason
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadRecord:
-    """What the load generator saw of a point, and with what it was fed.
-
-    :param vocab_size: Ids of prompts are below it; `vocab_source` says who said so.
-    :param prompts_sha256: Of ids and lengths of the point's prompts.
-    :param samples_file: Name and sha256 of the raw samples beside the result; None if they could not be kept.
-    :param server_changes: What is another server's, or set otherwise, after the point than before it.
-    :param server_lost: What became of a server that did not live through the point, in one line; empty if it did.
-    """
-
-    run: LoadRun
+    model: str
+    backend: str
+    base_url: str
+    dataset_name: str
+    random_input_len: int
+    random_output_len: int
+    random_range_ratio: float
+    num_prompts: int
+    num_prompts_source: str
+    max_concurrency: int
+    request_rate: str
+    num_warmups: int
+    seed: int
     vocab_size: int
     vocab_source: str
     prompts_sha256: str
-    samples_file: tuple[str, str] | None
-    server_changes: tuple[str, ...] = ()
-    server_lost: str = ""
 
 
-@dataclass(frozen=True)
-class Result:
-    """A result file's content. `fields` is the JSON object; the properties read it."""
+class MeasuredServer(_Object, frozen=True, kw_only=True):
+    """The server that was measured; see `core.server.Served`.
 
-    # A failed assertion shows its operands; this one would fill a screen.
-    fields: Mapping[str, Any] = field(repr=False)
+    :param changes: What differed after the point: model, arguments, process. Absent where no load was sent, like
+        `lost`.
+    :param lost: Why the server ended during the point, in one line; empty if it did not.
+    """
+
+    url: str
+    engine: str
+    model: str
+    num_gpus: int | None
+    num_gpus_source: str
+    info: dict[str, Any]
+    concurrent_servers: int
+    process: dict[str, Any] | None = None
+    launch: dict[str, Any] | None = None
+    changes: tuple[str, ...] | None = None
+    lost: str | None = None
+
+
+class RequestCounts(_Object, frozen=True, kw_only=True):
+    """How the requests ended: by `core.samples.Outcome`, and the first failures in words."""
+
+    sent: int
+    outcomes: dict[str, int]
+    first_failures: tuple[str, ...]
+
+
+class LoopLagMs(_Object, frozen=True, kw_only=True):
+    """How late the client's event loop handled its ticks, in ms: the error of every latency."""
+
+    p50: float
+    p99: float
+    max: float
+    ticks: int
+
+
+class PrefixCache(_Object, frozen=True, kw_only=True):
+    """Prompt tokens, and how many of them the server had in its cache, over the requests that report it."""
+
+    requests_told: int
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class Client(_Object, frozen=True, kw_only=True):
+    """What the load generator says of itself.
+
+    :param aborted: Why the run was given up early; empty if it was not.
+    :param prefix_cache: None where the server does not report cached tokens.
+    :param slots_busy: The part of slot time that completed requests took; 1 if no slot ever waited.
+    """
+
+    requests: RequestCounts
+    reconnects: int
+    cpu_s: float
+    wall_s: float
+    loop_lag_ms: LoopLagMs
+    aborted: str
+    prefix_cache: PrefixCache | None = None
+    slots_busy: float | None = None
+    slot_idle_ms: SlotIdle | None = None
+
+
+class SamplesFile(_Object, frozen=True, kw_only=True):
+    """The file of the raw samples, beside the result."""
+
+    file: str
+    sha256: str
+
+
+class Validation(_Object, frozen=True, kw_only=True):
+    """What the checks found."""
+
+    findings: tuple[Finding, ...]
+
+
+class PointVerdict(_Object, frozen=True, kw_only=True):
+    """Whether the point passed; UNFINISHED while a part of it is still to be measured."""
+
+    status: Literal["PASSED", "FAILED", "UNFINISHED"]
+    reason: str
+
+
+class Result(_Object, frozen=True, kw_only=True):
+    """A result file. Latencies are in ms, durations in s, throughputs in tokens/s (requests/s for requests)."""
+
+    successful_requests: int | None = None
+    benchmark_duration: float | None = None
+    total_input_tokens: int | None = None
+    request_throughput: float | None = None
+    output_throughput: float | None = None
+    total_token_throughput: float | None = None
+    mean_ttft_ms: float | None = None
+    median_ttft_ms: float | None = None
+    p99_ttft_ms: float | None = None
+    mean_tpot_ms: float | None = None
+    median_tpot_ms: float | None = None
+    p99_tpot_ms: float | None = None
+    mean_itl_ms: float | None = None
+    median_itl_ms: float | None = None
+    p99_itl_ms: float | None = None
+    mean_e2el_ms: float | None = None
+    median_e2el_ms: float | None = None
+    p99_e2el_ms: float | None = None
+    benchmark_args: BenchmarkArgs | None = None
+    total_generated_tokens: int | None = None
+    tput_per_gpu: float | None = None
+    interactivity: float | None = None
+    b200_baseline_nv1126: B200Baseline | None = None
+    tput_per_gpu_ratio_vs_b200_1126: float | None = None
+    median_e2e_ratio_vs_b200_1126: float | None = None
+    interactivity_ratio_vs_b200_1126: float | None = None
+    b200_remarks: tuple[str, ...] | None = None
+    accuracy: Accuracy | None = None
+    accuracy_validation: AccuracyValidation
+    accuracy_task: AccuracyTask | None = None
+    schema_version: int
+    engine: str
+    written: float
+    """Epoch seconds."""
+    server: MeasuredServer
+    client: Client | None = None
+    samples: SamplesFile | None = None
+    latency_ms: LatencyMs | None = None
+    extra: dict[str, Any] | None = None
+    """What plugins have added by `pytest_dsr1_load_ended`."""
+    validation: Validation
+    verdict: PointVerdict
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """:raises ValueError: Not a result of this project, or of another schema version."""
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or "schema_version" not in fields:
-            raise ValueError("not a result of pytest-dsr1: no schema_version")
-        if fields["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema version {fields['schema_version']!r}, this version reads {SCHEMA_VERSION}")
-        return cls(fields)
+        """:raises ValueError: Not a result of this project, of another schema version, or damaged; says which."""
+        try:
+            document = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+            raise ValueError(f"not JSON: {error}") from None
+        return cls.from_fields(document)
+
+    @classmethod
+    def from_fields(cls, fields: object) -> Result:
+        """The same, from the parsed JSON."""
+        if not isinstance(fields, Mapping) or "schema_version" not in fields:
+            raise ValueError("not a result of pytest-dsr1: it has no schema_version")
+        if (version := fields["schema_version"]) != SCHEMA_VERSION:
+            raise ValueError(f"the result has schema version {shown(version)}, this version reads {SCHEMA_VERSION}")
+        try:
+            return msgspec.convert(fields, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(validation_message(error, fields, "the result is damaged")) from None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The JSON object of the file, without the fields that are absent."""
+        builtins: dict[str, Any] = msgspec.to_builtins(self)
+        return builtins
 
     def to_json(self) -> str:
-        """Indented JSON; NaN and infinity, which are not JSON, become null."""
-        return json.dumps(_finite(self.fields), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """Indented JSON; NaN and infinity, which JSON does not have, become null."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
 
     @property
-    def written(self) -> float:
-        """Epoch seconds."""
-        return float(self.fields.get("written", 0.0))
+    def point(self) -> Point | None:
+        """The configuration; None where no load was sent, as in mode acc."""
+        args = self.benchmark_args
+        if args is None:
+            return None
+        return Point(Scenario(args.random_input_len, args.random_output_len), args.max_concurrency)
 
     @property
-    def status(self) -> str | None:
-        """PASSED or FAILED; None while a part of the point is still to be measured."""
-        status = self.fields.get("verdict", {}).get("status")
-        return str(status) if status in ("PASSED", "FAILED") else None
+    def status(self) -> Literal["PASSED", "FAILED"] | None:
+        """None while a part of the point is still to be measured."""
+        return None if self.verdict.status == "UNFINISHED" else self.verdict.status
 
     @property
     def passed(self) -> bool:
@@ -108,16 +238,36 @@ class Result:
     @property
     def reason(self) -> str:
         """Why it did not pass, in one line."""
-        return str(self.fields.get("verdict", {}).get("reason", ""))
+        return self.verdict.reason
 
     @property
-    def findings(self) -> tuple[Mapping[str, str], ...]:
-        """What the checks found: `check`, `severity` (reject or warn), `message`."""
-        return tuple(self.fields.get("validation", {}).get("findings", ()))
+    def findings(self) -> tuple[Finding, ...]:
+        """What the checks found; those of severity `reject` fail the point."""
+        return self.validation.findings
+
+    @property
+    def ttft_ms(self) -> Distribution | None:
+        """Time to first token; None where nothing was measured, like the three below."""
+        return self.latency_ms.ttft if self.latency_ms else None
+
+    @property
+    def tpot_ms(self) -> Distribution | None:
+        """Time per output token after the first; None too where every request generated one token."""
+        return self.latency_ms.tpot if self.latency_ms else None
+
+    @property
+    def itl_ms(self) -> Distribution | None:
+        """Inter-token latency, over the gaps of all requests; None too where no request had two events."""
+        return self.latency_ms.itl if self.latency_ms else None
+
+    @property
+    def e2e_ms(self) -> Distribution | None:
+        """End-to-end latency of a request."""
+        return self.latency_ms.e2el if self.latency_ms else None
 
     @property
     def headline(self) -> dict[str, float]:
-        """The figures that a report shows first, by the names of the result."""
+        """The figures that a report shows first, by their names in the file; absent ones are left out."""
         names = (
             "total_token_throughput",
             "output_throughput",
@@ -129,186 +279,14 @@ class Result:
             "tput_per_gpu_ratio_vs_b200_1126",
             "median_e2e_ratio_vs_b200_1126",
         )
-        return {name: self.fields[name] for name in names if name in self.fields}
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-
-def make_result(
-    point: Point,
-    config: SweepConfig,
-    served: Served,
-    accuracy: AccuracyRecord,
-    load: LoadRecord | None,
-    *,
-    performance_due: bool,
-    b200: B200Table,
-    written: float,
-) -> Result:
-    """Put a point's result together, check it, and say whether the point passed.
-
-    :param load: None before performance was measured, and where it is not.
-    :param performance_due: Whether a result without performance is only half of one.
-    :param written: Epoch seconds.
-    """
-    fields: dict[str, Any] = {}
-    performance = summarize(load.run) if load is not None else None
-    if load is not None:
-        fields |= _performance_fields(point, config, served, load, performance, b200)
-    fields |= _accuracy_fields(accuracy)
-    fields |= {"schema_version": SCHEMA_VERSION, "engine": served.engine, "written": written}
-    fields["server"] = served.to_fields()
-    if load is not None:
-        fields["server"] |= {"changes": list(load.server_changes), "lost": load.server_lost}
-        fields |= _load_fields(load, performance)
-    findings = check_result(fields, load.run.samples, b200) if load is not None else ()
-    fields["validation"] = {
-        "findings": [
-            {"check": finding.check, "severity": str(finding.severity), "message": finding.message}
-            for finding in findings
-        ]
-    }
-    status, reason = _verdict(accuracy.verdict, load, findings, performance_due)
-    fields["verdict"] = {"status": status, "reason": reason}
-    return Result(fields)
-
-
-def _verdict(
-    gate: Verdict, load: LoadRecord | None, findings: Sequence[Finding], performance_due: bool
-) -> tuple[str, str]:
-    if gate.status is GateStatus.FAILED:
-        return "FAILED", gate.reason
-    if load is None and performance_due:
-        return "UNFINISHED", "performance is not measured yet"
-    rejecting = [finding for finding in findings if finding.severity is Severity.REJECT]
-    if rejecting:
-        more = f" (and {len(rejecting) - 1} more findings)" if len(rejecting) > 1 else ""
-        return "FAILED", f"{rejecting[0].check}: {rejecting[0].message}{more}"
-    if gate.status is GateStatus.NO_BASELINE:
-        return "FAILED", gate.reason
-    return "PASSED", ""
-
-
-def _performance_fields(
-    point: Point,
-    config: SweepConfig,
-    served: Served,
-    load: LoadRecord,
-    performance: Performance | None,
-    b200: B200Table,
-) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    if performance is None:
-        fields["successful_requests"] = 0
-    else:
-        fields |= performance.to_fields()
-    fields["benchmark_args"] = {
-        "model": served.model,
-        "backend": "openai-completions",
-        "base_url": served.url,
-        "dataset_name": "random",
-        "random_input_len": point.isl,
-        "random_output_len": point.osl,
-        "random_range_ratio": config.random_range_ratio,
-        "num_prompts": load.run.num_prompts,
-        "num_prompts_source": "formula" if config.num_prompts is None else "option",
-        "max_concurrency": point.conc,
-        "request_rate": "inf",
-        "num_warmups": config.num_warmups_at(point),
-        "seed": config.prompt_seed,
-        "vocab_size": load.vocab_size,
-        "vocab_source": load.vocab_source,
-        "prompts_sha256": load.prompts_sha256,
-    }
-    if performance is not None:
-        fields |= _derived_fields(point, performance, served, b200)
-    return fields
-
-
-def _derived_fields(point: Point, performance: Performance, served: Served, b200: B200Table) -> dict[str, Any]:
-    fields: dict[str, Any] = {"total_generated_tokens": performance.total_generated_tokens}
-    if served.num_gpus is not None:
-        fields["tput_per_gpu"] = performance.total_token_throughput / served.num_gpus
-    if performance.interactivity is not None:
-        fields["interactivity"] = performance.interactivity
-    row = b200.row(point)
-    if row is not None:
-        fields |= compare({**performance.to_fields(), **fields}, row)
-        fields["b200_remarks"] = [remark for remark in (row.remark, b200.remark) if remark]
-    return fields
-
-
-def _accuracy_fields(accuracy: AccuracyRecord) -> dict[str, Any]:
-    verdict, fields = accuracy.verdict, dict[str, Any]()
-    if accuracy.figures is not None:
-        fields["accuracy"] = dict(accuracy.figures)
-    validation: dict[str, Any] = {"status": str(verdict.status)}
-    if verdict.baseline is not None:
-        validation["baselines"] = dict(verdict.baseline.figures)
-        validation["threshold_multiplier"] = 1 + verdict.tolerance
-        validation["baseline_source"] = verdict.baseline.source
-    if verdict.reason:
-        validation["reason"] = verdict.reason
-    fields["accuracy_validation"] = validation
-    if accuracy.details is not None:
-        fields["accuracy_task"] = dict(accuracy.details)
-    return fields
-
-
-def _load_fields(load: LoadRecord, performance: Performance | None) -> dict[str, Any]:
-    run = load.run
-    outcomes = {str(outcome): sum(sample.outcome is outcome for sample in run.samples) for outcome in Outcome}
-    failed = [
-        f"{kind} {sample.index}: {sample.outcome}: {sample.detail}"
-        for kind, samples in (("warm-up", run.warmups), ("request", run.samples))
-        for sample in samples
-        if not sample.ok
-    ]
-    client: dict[str, Any] = {
-        "requests": {
-            "sent": len(run.samples),
-            "outcomes": {outcome: count for outcome, count in outcomes.items() if count},
-            # Enough to see what went wrong; the raw samples have them all.
-            "first_failures": failed[:5],
-        },
-        "reconnects": run.reconnects,
-        "cpu_s": run.cpu_s,
-        "wall_s": run.wall_s,
-        "loop_lag_ms": {
-            "p50": run.loop_lag.p50_ms,
-            "p99": run.loop_lag.p99_ms,
-            "max": run.loop_lag.max_ms,
-            "ticks": run.loop_lag.ticks,
-        },
-        "aborted": run.aborted,
-    }
-    if (cached := _prefix_cache(load)) is not None:
-        client["prefix_cache"] = cached
-    if performance is not None:
-        client["slots_busy"] = performance.slots_busy
-        if performance.slot_idle is not None:
-            client["slot_idle_ms"] = {"mean": performance.slot_idle.mean_ms, "max": performance.slot_idle.max_ms}
-    fields: dict[str, Any] = {"client": client}
-    if load.samples_file is not None:
-        fields["samples"] = dict(zip(("file", "sha256"), load.samples_file, strict=True))
-    if performance is not None:
-        fields["latency_ms"] = performance.latency_ms()
-    return fields
-
-
-def _prefix_cache(load: LoadRecord) -> dict[str, Any] | None:
-    """How much of the prompts the server had in its cache; None where it does not tell."""
-    told = [sample for sample in load.run.completed if sample.cached_tokens is not None]
-    prompt_tokens = sum(sample.requested_input_tokens for sample in told)
-    if not prompt_tokens:
-        return None
-    cached_tokens = sum(sample.cached_tokens or 0 for sample in told)
-    return {"requests_told": len(told), "prompt_tokens": prompt_tokens, "cached_tokens": cached_tokens}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    def __repr__(self) -> str:
+        """One line, since a failed assertion shows it."""
+        figures = [] if self.total_token_throughput is None else [f"{self.total_token_throughput:,.1f} tokens/s"]
+        medians = (("TTFT", self.ttft_ms), ("TPOT", self.tpot_ms), ("E2E", self.e2e_ms))
+        figures += [f"median {name} {latency.p50:,.1f} ms" for name, latency in medians if latency is not None]
+        status = self.verdict.status if self.point is None else f"{self.point.id} {self.verdict.status}"
+        return (
+            f"Result({status}{': ' if figures else ''}{', '.join(figures)}{'; ' if self.reason else ''}{self.reason})"
+        )

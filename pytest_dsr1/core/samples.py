@@ -1,6 +1,6 @@
-"""What was seen of each request: raw times on one monotonic clock, kept as they were read and never changed.
+"""Raw samples: the times of each request on one monotonic clock, never changed after they were read.
 
-Times are integers in nanoseconds of `time.perf_counter_ns`; statistics are derived from them elsewhere.
+Times are integers in nanoseconds of `time.perf_counter_ns`. Statistics are derived from them in `statistics.py`.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ Nanoseconds: TypeAlias = npt.NDArray[np.int64]
 
 
 class Outcome(StrEnum):
-    """How a request ended. Only `OK` enters a statistic."""
+    """How a request ended. Statistics use `OK` only."""
 
     OK = "ok"
     HTTP_STATUS = "http_status"
-    """Answered with another status than 200."""
+    """The HTTP status was not 200."""
     STREAM_ERROR = "stream_error"
-    """An error event within a stream that began well."""
+    """The stream contained an error event."""
     TRUNCATED = "truncated"
-    """The stream ended, in good order or by an early end of file, before it was complete."""
+    """The stream ended before it was complete, properly or by an early end of file."""
     WRONG_LENGTH = "wrong_length"
-    """Complete, but `usage` counts other tokens than were asked for."""
+    """Complete, but `usage` counts another number of tokens than requested."""
     TIMED_OUT = "timed_out"
-    """Past the deadline of the request, or without a byte for too long."""
+    """The request exceeded its deadline, or no byte arrived for too long."""
     CONNECTION_LOST = "connection_lost"
-    """Reset, refused, or never opened."""
+    """The connection was reset or refused, or could not be opened."""
     MALFORMED = "malformed"
-    """Not HTTP, not an event stream, not JSON, or without usage."""
+    """The answer was not HTTP, not an event stream, not JSON, or lacked `usage`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSample:
     """One request, from just before its first byte was written to its last event.
 
-    :param index: Place among the requests of its window, in order of sending.
-    :param slot: Which of the CONC slots carried it.
-    :param requested_input_tokens: Length of the prompt that was sent.
-    :param requested_output_tokens: `max_tokens` that was asked for.
-    :param sent_ns: Just before the first byte was written (of the first try, where a connection was found dead).
+    :param index: Number of the request in its window, in order of sending, from 0.
+    :param slot: Number of the slot, of CONC, that sent it.
+    :param requested_input_tokens: Length of the prompt.
+    :param requested_output_tokens: `max_tokens` of the request.
+    :param sent_ns: Just before the first byte was written; of the first attempt, if a closed connection forced another.
     :param event_ns: When each event with `choices` was complete, in order; empty if none came. shape (events,)
-    :param prompt_tokens: As the server's `usage` says; None where it said nothing.
-    :param generated_tokens: As the server's `usage` says; None where it said nothing.
-    :param cached_tokens: Prompt tokens served from a cache, where the server tells.
-    :param idle_ns: How long the slot stood idle before this request; 0 for its first of the window.
-    :param detail: What went wrong, in one line; empty when ok.
+    :param prompt_tokens: From the server's `usage`; None if it is not there.
+    :param generated_tokens: From the server's `usage`; None if it is not there.
+    :param cached_tokens: Prompt tokens that were in the server's cache; None if it does not report them.
+    :param idle_ns: Time that the slot was idle before this request; 0 for its first in the window.
+    :param detail: What went wrong, in one line; empty if nothing.
     """
 
     index: int
@@ -83,7 +83,7 @@ class RequestSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopLag:
-    """How late the client's event loop ran its ticks over the measured window: its own error, in ms."""
+    """How late the client's event loop handled its ticks, in ms: the error of every measured time."""
 
     p50_ms: float
     p99_ms: float
@@ -93,15 +93,15 @@ class LoopLag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRun:
-    """All that the load generator saw at one point.
+    """Everything that the load generator measured at one point.
 
     :param samples: The measured requests, in order of sending.
-    :param warmups: The warm-up requests, likewise; no statistic looks at them.
-    :param num_prompts: Requests that were to be measured; fewer samples mean a run that gave up.
+    :param warmups: The warm-up requests, likewise; statistics ignore them.
+    :param num_prompts: Requests to be measured; there are fewer samples if the run was given up.
     :param cpu_s: CPU time of the client's process over the measured window.
     :param wall_s: Wall clock over the measured window (first send to last byte).
-    :param reconnects: Connections opened anew after the first one of a slot.
-    :param aborted: Why the run gave up early; empty if it did not.
+    :param reconnects: Connections opened after the first one of each slot.
+    :param aborted: Why the run was given up early; empty if it was not.
     """
 
     samples: Sequence[RequestSample]
@@ -116,5 +116,5 @@ class LoadRun:
 
     @property
     def completed(self) -> tuple[RequestSample, ...]:
-        """The requests that statistics are made of."""
+        """The requests that statistics use."""
         return tuple(sample for sample in self.samples if sample.ok)

@@ -1,4 +1,4 @@
-"""What a server says of itself, and what follows from it: which engine it is, how many GPUs it uses."""
+"""A server as it describes itself, and what follows from it: its engine, its number of GPUs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-#: How the embedded engine names itself in /server_info.
+#: The embedded engine's name in /server_info.
 REFERENCE_ENGINE = "pytest-dsr1-reference"
-#: Kept with a result where the server tells; everything else may hold secrets.
+#: Fields of /server_info that are kept with a result; all others are dropped, since they may be secrets.
 _KEPT = (
     "version",
     "model_path",
@@ -47,21 +47,21 @@ _KEPT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A server that answers, and the model it serves.
+    """A running server and the model that it serves. URL and model suffice: `Served(url=…, model=…)`.
 
     :param url: Base URL, without `/v1`.
-    :param engine: `reference`, `sglang` (launched by us) or `external`; kept with every result.
-    :param info: What /server_info, /model_info and /v1/models say, in one mapping.
-    :param num_gpus: tp x pp x dp; None if nobody says.
+    :param engine: `external`, `sglang` (launched by us) or `reference`; kept with every result.
+    :param info: The answers of /server_info, /model_info and /v1/models, in one mapping.
+    :param num_gpus: tp x pp x dp; None if unknown.
     :param num_gpus_source: `server`, `assumed` (from --tp) or `unknown`.
-    :param process: Process id and start (epoch seconds) of whoever listens there, where this machine can see it.
+    :param process: Id and start (epoch seconds) of the process that listens at `url`, where it is visible from here.
     :param launch: How it was started, where we did that: `recipe`, `command`, `environment`, `log`, `start_s`.
     :param concurrent_servers: Servers that are measured at the same time, this one included.
     """
 
     url: str
     model: str
-    engine: str
+    engine: str = "external"
     info: Mapping[str, Any] = field(default_factory=dict)
     num_gpus: int | None = None
     num_gpus_source: str = "unknown"
@@ -69,13 +69,17 @@ class Served:
     launch: Mapping[str, Any] | None = None
     concurrent_servers: int = 1
 
+    def __post_init__(self) -> None:
+        # Paths are appended to it.
+        object.__setattr__(self, "url", self.url.rstrip("/"))
+
     @property
     def is_reference(self) -> bool:
         return self.engine == "reference"
 
     @property
     def context_length(self) -> int | None:
-        """Tokens of prompt and output together; None where the server does not say."""
+        """Largest number of tokens of prompt and output together; None if the server does not report it."""
         for key in ("max_model_len", "context_length", "max_context_length"):
             value = self.info.get(key)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -83,7 +87,7 @@ class Served:
         return None
 
     def to_fields(self) -> dict[str, Any]:
-        """The `server` object of a result; no secrets, since only named fields are kept."""
+        """The `server` object of a result. Only listed fields of `info` are in it, so no secrets."""
         fields: dict[str, Any] = {
             "url": self.url,
             "engine": self.engine,
@@ -100,20 +104,29 @@ class Served:
         return fields
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the model's files: tokenizer_path, model_path, the model's name.
+
+        The first two as the server reports them; no name twice.
+        """
+        reported = (self.info.get(key) for key in ("tokenizer_path", "model_path"))
+        return tuple(dict.fromkeys([*(name for name in reported if isinstance(name, str) and name), self.model]))
+
+    @property
     def kept_info(self) -> dict[str, Any]:
-        """What it says of itself, as far as it is kept: version and arguments."""
+        """The part of `info` that is kept with a result: version and arguments."""
         return {key: self.info[key] for key in _KEPT if self.info.get(key) is not None}
 
 
 def identity_changes(before: Served, after: Served) -> tuple[str, ...]:
-    """What shows that another server answers, or the same one with other settings; empty if nothing does."""
+    """The differences that show another server, or other arguments of the same; empty if there are none."""
     return changes_between(before.to_fields(), after.to_fields())
 
 
 def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same of two results' `server` objects.
+    """The same for the `server` objects of two results.
 
-    What only one of them has is no change: a server that did not answer once, or that says more from now on.
+    A field that only one of them has is not a change: /server_info may have failed once, or report more than before.
     """
     one, other = _identity(before), _identity(after)
     return tuple(
@@ -128,7 +141,7 @@ def _identity(server: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether `url` points to this machine, where no proxy may stand between."""
+    """Whether `url` points to this machine; such URLs are never reached through a proxy."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -137,9 +150,9 @@ def is_loopback(url: str) -> bool:
 
 
 def describe(url: str, model: str, info: Mapping[str, Any], tp: int | None = None) -> Served:
-    """Make a `Served` of what a server said.
+    """A `Served` from a server's answers.
 
-    :param tp: `--tp` as typed; counts, marked as assumed, only where the server says nothing.
+    :param tp: `--tp` as typed. Used, and marked as assumed, only where the server does not report its GPUs.
     """
     if info.get("engine") == REFERENCE_ENGINE:
         return Served(url=url, model=model, engine="reference", info=info, num_gpus=1, num_gpus_source="server")
@@ -156,7 +169,10 @@ def describe(url: str, model: str, info: Mapping[str, Any], tp: int | None = Non
 
 
 def count_gpus(info: Mapping[str, Any]) -> int | None:
-    """tp x pp x dp as the server says; dp counts as 1 under DP attention, whose ranks share the TP group's GPUs."""
+    """tp x pp x dp; None if unknown.
+
+    With DP attention dp counts as 1: its ranks share the GPUs of the TP group.
+    """
     sizes = [info.get(key) for key in ("tp_size", "pp_size", "dp_size")]
     if not isinstance(sizes[0], int):
         return None

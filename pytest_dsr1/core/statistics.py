@@ -1,16 +1,17 @@
 """From samples to figures: counts, throughputs and the distributions of the four latencies.
 
-A figure is defined by the times it is made of, as in `bench_serving`, so that it compares with what others publish:
-percentiles are linearly interpolated, standard deviations are those of the population (ddof 0), ITL is pooled over
-the gaps of all requests, TPOT is one value per request. Only completed requests enter; times stay integers in
-nanoseconds until a statistic leaves this module as a Python float.
+Definitions are those of SGLang's `bench_serving`, so that figures compare with published ones: percentiles are linearly
+interpolated, standard deviations are those of the population (ddof 0), ITL is pooled over the gaps of all requests,
+TPOT is one value per request. Only completed requests count. Times stay integers in nanoseconds until a statistic is
+returned as a Python float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -24,11 +25,11 @@ LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distribution:
-    """One latency over all its values, in ms.
+    """The distribution of one latency, in ms.
 
     :param std: Of the population (ddof 0).
     :param p50: The median; percentiles interpolate linearly between neighbours.
-    :param count: Values: requests for TTFT, TPOT and E2E, gaps for ITL.
+    :param count: Number of values: requests for TTFT, TPOT and E2E, gaps for ITL.
     """
 
     mean: float
@@ -43,9 +44,9 @@ class Distribution:
 
     @classmethod
     def of(cls, values_ns: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> Distribution | None:
-        """The distribution of `values_ns`, shape (count,); None of no values.
+        """The distribution of `values_ns`, shape (count,); None if it is empty.
 
-        Reorders `values_ns`: sorting a copy of millions of gaps would double the memory.
+        Reorders `values_ns`: a sorted copy of millions of gaps would double the memory.
         """
         if not len(values_ns):
             return None
@@ -63,26 +64,34 @@ class Distribution:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SlotIdle:
-    """How long slots stood empty between a response and the next request, in ms."""
+class LatencyMs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The latencies of a run in ms, as a result file nests them; TPOT and ITL need two tokens in a request."""
 
-    mean_ms: float
-    max_ms: float
+    ttft: Distribution | None = None
+    tpot: Distribution | None = None
+    itl: Distribution | None = None
+    e2el: Distribution | None = None
+
+
+class SlotIdle(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a slot waited between a response and its next request, in ms."""
+
+    mean: float
+    max: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Performance:
-    """What one load run achieved. Throughputs are per second, token counts as the server's `usage` says.
+    """The figures of one load run. Throughputs are per second; tokens are counted by the server (`usage`).
 
     :param benchmark_duration: Seconds from the first measured send to the last measured event.
     :param ttft: Time to first token: send to first event with `choices`.
     :param tpot: Time per output token: (E2E - TTFT) / (generated - 1); None if every request generated one token.
     :param itl: Inter-token latency: gaps between successive events; None if no request had two.
     :param e2el: End-to-end latency: send to last event with `choices`.
-    :param slots_busy: N * mean E2E / (CONC * duration): the part of slot time spent on completed requests
-        (Little's law); 1 if the slots never stood idle.
-    :param slot_idle: None if no slot carried a second request.
+    :param slots_busy: N * mean E2E / (CONC * duration), the part of slot time spent on completed requests
+        (Little's law); 1 if no slot was ever idle.
+    :param slot_idle_ms: None if no slot carried a second request.
     """
 
     successful_requests: int
@@ -97,21 +106,21 @@ class Performance:
     itl: Distribution | None
     e2el: Distribution
     slots_busy: float
-    slot_idle: SlotIdle | None
+    slot_idle_ms: SlotIdle | None
 
     @property
     def interactivity(self) -> float | None:
-        """Tokens per second as one user sees them, 1000 / median TPOT in ms; None without a TPOT above 0."""
+        """Tokens per second and user, 1000 / median TPOT in ms; None without a TPOT above 0."""
         return 1000.0 / self.tpot.p50 if self.tpot and self.tpot.p50 else None
 
     @property
     def distributions(self) -> Mapping[str, Distribution]:
-        """The latencies that there are, by name, in the order of a result file."""
+        """The latencies that have values, by name, in the order of a result file."""
         found = {name: getattr(self, name) for name in LATENCIES}
         return {name: distribution for name, distribution in found.items() if distribution is not None}
 
     def to_fields(self) -> dict[str, int | float]:
-        """The flat fields of a result file, in its order. A latency without values is left out, never null."""
+        """The flat fields of a result file, in its order. A latency without values is left out."""
         fields: dict[str, int | float] = {
             "successful_requests": self.successful_requests,
             "benchmark_duration": self.benchmark_duration,
@@ -126,15 +135,16 @@ class Performance:
             fields[f"p99_{name}_ms"] = latency.p99
         return fields
 
-    def latency_ms(self) -> dict[str, dict[str, float]]:
-        """The full distributions, as a result file nests them. A latency without values is left out."""
-        return {name: asdict(latency) for name, latency in self.distributions.items()}
+    @property
+    def latency_ms(self) -> LatencyMs:
+        """The full distributions."""
+        return LatencyMs(ttft=self.ttft, tpot=self.tpot, itl=self.itl, e2el=self.e2el)
 
 
 def summarize(run: LoadRun) -> Performance | None:
-    """The figures of `run`; None if no request completed: there is nothing to be averaged then.
+    """The figures of `run`; None if no request completed, since there is nothing to average.
 
-    :raises ValueError: A sample says it is ok but lacks events or a count of generated tokens; or no time passed.
+    :raises ValueError: A sample is marked ok but lacks events or a count of generated tokens; or the duration is 0.
     """
     samples = run.completed
     if not samples:
@@ -157,10 +167,10 @@ def summarize(run: LoadRun) -> Performance | None:
     assert ttft is not None  # There are samples, hence values.
     assert e2el is not None
 
-    # A request that failed was load too: the window opens with the first send of any.
+    # A request that failed was load too: the duration starts with the first send of any request.
     duration_s = float(last.max() - min(sample.sent_ns for sample in run.samples)) / NS_PER_S
     if duration_s <= 0:
-        raise ValueError(f"the last event came {-duration_s} s before the first request was sent: clocks were mixed up")
+        raise ValueError(f"the last event came {-duration_s} s before the first send: times of two clocks were mixed")
     input_tokens = sum(_input_tokens(sample) for sample in samples)
     generated_tokens = int(generated.sum())
     return Performance(
@@ -176,18 +186,18 @@ def summarize(run: LoadRun) -> Performance | None:
         itl=Distribution.of(_pooled_gaps(samples)),
         e2el=e2el,
         slots_busy=len(samples) * e2el.mean / 1000.0 / (run.concurrency * duration_s),
-        slot_idle=_slot_idle(run.samples),
+        slot_idle_ms=_slot_idle(run.samples),
     )
 
 
 def _input_tokens(sample: RequestSample) -> int:
-    """What the server counted, else what was sent: prompts are token ids, so their length is known."""
+    """The server's count; else the length of the prompt, which is known since prompts are token ids."""
     return sample.requested_input_tokens if sample.prompt_tokens is None else sample.prompt_tokens
 
 
 def _pooled_gaps(samples: Sequence[RequestSample]) -> Nanoseconds:
     """The gaps between successive events of all requests, shape (events - requests,)."""
-    # Filled in place: concatenating first would hold all events twice, and there are millions.
+    # Filled in place: a concatenation would hold millions of events twice.
     gaps = np.empty(sum(len(sample.event_ns) - 1 for sample in samples), dtype=np.int64)
     start = 0
     for sample in samples:
@@ -199,7 +209,7 @@ def _pooled_gaps(samples: Sequence[RequestSample]) -> Nanoseconds:
 
 
 def _slot_idle(samples: Sequence[RequestSample]) -> SlotIdle | None:
-    """Idle time before every request but the first of its slot, which had nothing to wait behind."""
+    """Idle time before each request, except the first of a slot, which follows no response."""
     seen: set[int] = set()
     idle_ns: list[int] = []
     for sample in samples:
@@ -208,4 +218,4 @@ def _slot_idle(samples: Sequence[RequestSample]) -> SlotIdle | None:
         seen.add(sample.slot)
     if not idle_ns:
         return None
-    return SlotIdle(mean_ms=sum(idle_ns) / len(idle_ns) / NS_PER_MS, max_ms=max(idle_ns) / NS_PER_MS)
+    return SlotIdle(mean=sum(idle_ns) / len(idle_ns) / NS_PER_MS, max=max(idle_ns) / NS_PER_MS)

@@ -1,15 +1,46 @@
-"""Texts for people: a reason on one line, a duration in words."""
+"""Texts for messages: a value, a reason, a duration, what is wrong with a file."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
+#: Numbers longer than this are not printed; Python itself refuses to print integers of more than 4,300 digits.
+_LONGEST_INT_BITS = 128
+_CONTAINERS: Mapping[type, str] = {list: "a list", tuple: "a list", dict: "an object"}
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """`value` as a message shows it: printable, on one line, and short.
+
+    Texts and bytes are quoted and cut after `limit` characters. Constants have the names of JSON. Containers are only
+    named: their contents may be of any size and depth.
+    """
+    if isinstance(value, bytes):
+        value = value[: 4 * limit].decode(errors="replace")
+    if isinstance(value, str):
+        return repr(value if len(value) <= limit else value[:limit] + "…")
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value) if value.bit_length() <= _LONGEST_INT_BITS else "a very large number"
+    if isinstance(value, float):
+        return repr(value)
+    return _CONTAINERS.get(type(value), type(value).__name__)
+
 
 def one_line(text: str) -> str:
-    """`text` on one line and printable: a reason may quote a server, and is shown on a terminal."""
+    """`text` on one line, without characters that cannot be printed.
+
+    A reason may quote a server, and is shown on a terminal, which escape sequences would control.
+    """
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def first_line(text: str) -> str:
-    """What a message says before it quotes a log."""
+    """The first line of a message: what it says before it quotes a log."""
     return text.partition("\n")[0].rstrip(":")
 
 
@@ -21,3 +52,32 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def validation_message(error: Exception, document: object, name: str) -> str:
+    """msgspec's complaint about `document`, with the place in words and the value that was found there.
+
+    "Expected `int`, got `str` - at `$.rows[0].isl`" becomes "NAME, row 1, isl: expected int, found 'x'".
+
+    :param error: A `msgspec.ValidationError`.
+    :param document: The mapping or list that did not validate.
+    :param name: What the document was read from.
+    """
+    complaint, _, path = str(error).replace("`", "").partition(" - at $")
+    place, found = [name], document
+    for field, index in re.findall(r"\.(\w+)|\[([\d.]+)\]", path):
+        if index == "...":
+            # msgspec does not say which key of a mapping it was.
+            return f"{', '.join(place)}: {complaint}"
+        if index:
+            place[-1] = f"{place[-1].removesuffix('s')} {int(index) + 1}"
+            found = found[int(index)] if isinstance(found, list | tuple) else None
+        else:
+            place.append(field)
+            found = found.get(field) if isinstance(found, Mapping) else None
+    where = ", ".join(place)
+    if complaint.startswith("Expected "):
+        expected = complaint.partition(", got ")[0].removeprefix("Expected ")
+        return f"{where}: expected {expected}, found {shown(found)}"
+    complaint = complaint.replace("Object missing required field", "lacks the field")
+    return f"{where}: {complaint.replace('Object contains unknown field', 'has the unknown field')}"

@@ -1,1 +1,1 @@
-"""Leaderboards: what goes there, how it is sent once, and a leaderboard of one's own."""
+"""A leaderboard of one's own: page, endpoint, rows, points."""

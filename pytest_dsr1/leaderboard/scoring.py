@@ -1,11 +1,11 @@
-"""How rows become points: one lap of a competition per concurrency, and the sum over all of them."""
+"""From rows to points: a ranking for each concurrency, and the sum of its points over all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-#: Of throughput per GPU, interactivity and median E2E latency.
+#: Weights of throughput per GPU, interactivity and median E2E latency in a score.
 WEIGHTS = (0.5, 0.3, 0.2)
 FIRST_POINTS = 1000
 POINTS_PER_RANK = 100
@@ -13,9 +13,11 @@ POINTS_PER_RANK = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One submission, as far as it counts.
+    """One submission, as far as it counts for the score.
 
-    :param interactivity: Tokens per second and user; None where the leaderboard does not ask for it.
+    :param throughput: Tokens per second and GPU.
+    :param e2e_ms: Median end-to-end latency in milliseconds.
+    :param interactivity: Tokens per second and user; None where the row has none.
     """
 
     team: str
@@ -29,8 +31,8 @@ class Row:
 class Placed:
     """A team's best row at one concurrency.
 
-    :param score: From 0 to 1; 1 is best in everything.
-    :param rank: From 1; equal scores share one.
+    :param score: From 0 to 1; 1 means the best value in every figure.
+    :param rank: From 1; equal scores have the same rank.
     """
 
     row: Row
@@ -39,12 +41,16 @@ class Placed:
 
     @property
     def points(self) -> int:
+        """Points at this concurrency: 1000 for rank 1, 100 fewer for each further rank, at least 0."""
         return max(0, FIRST_POINTS - POINTS_PER_RANK * (self.rank - 1))
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A team over all concurrencies."""
+    """A team's total over all concurrencies.
+
+    :param by_conc: Points by CONC.
+    """
 
     rank: int
     team: str
@@ -53,10 +59,10 @@ class Standing:
 
 
 def scores(rows: Sequence[Row]) -> list[float]:
-    """Score each row of one concurrency by the best figures among them.
+    """The score of each row of one concurrency, relative to the best figures among these rows.
 
-    0.5 throughput / best + 0.3 interactivity / best + 0.2 best E2E / E2E. Where no row has interactivity, the other
-    weights share its weight in proportion; a row that lacks what others have gets nothing for it.
+    0.5 throughput / best + 0.3 interactivity / best + 0.2 best E2E / E2E. If no row has interactivity, its weight is
+    divided among the other two in proportion to theirs. If only some rows have it, the others get 0 for it.
     """
     known = [row.interactivity for row in rows if row.interactivity is not None]
     of_throughput, of_interactivity, of_e2e = WEIGHTS if known else _without_interactivity()
@@ -88,13 +94,13 @@ def _placed(rows: Sequence[Row]) -> list[Placed]:
     for score, row in zip(scores(rows), rows, strict=True):
         if row.team not in best or score > best[row.team][0]:
             best[row.team] = score, row
-    # Two rows with the same figures may differ in the last bit of their sums.
+    # Rounded, because equal figures may give sums that differ in the last bit.
     ordered = sorted(best.values(), key=lambda one: (-round(one[0], 12), one[1].team))
     return [Placed(row, score, _rank(score, [other for other, _ in ordered])) for score, row in ordered]
 
 
 def standings(placed: dict[int, list[Placed]]) -> list[Standing]:
-    """Every team by its sum of points, best first; equal sums share a rank."""
+    """All teams by their sum of points, best first; equal sums have the same rank."""
     points: dict[str, dict[int, int]] = {}
     for conc, entries in placed.items():
         for entry in entries:

@@ -1,6 +1,6 @@
-"""A leaderboard of one's own: a Gradio app with the endpoint of the competition's Spaces.
+"""A Gradio app with the endpoint of the competition's Spaces.
 
-Made for Gradio 6. On Gradio 5 the endpoint and the tables work, the plot does not.
+Written for Gradio 6. On Gradio 5 the endpoint and the tables work, but the plot does not.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import gradio as gr
 import pandas as pd
 
 from pytest_dsr1.core.config import Scenario
-from pytest_dsr1.leaderboard.schema import API_NAME, IF_KNOWN, LABELS, Field
 from pytest_dsr1.leaderboard.scoring import Placed, place, standings
 from pytest_dsr1.leaderboard.store import OPTIONAL, Store, row_problem
+from pytest_dsr1.submit.schema import API_NAME, IF_KNOWN, LABELS, Field
 
 _NOTHING = "\N{EN DASH}"
 _SCORE = (
     "Score at one concurrency: 0.5 · throughput / best + 0.3 · interactivity / best + 0.2 · best E2E / E2E; a team's "
-    "best row counts. The best score gets 1000 points, every rank below 100 fewer. Points of all concurrencies add up."
+    "best row counts. The best score gets 1000 points, and each further rank 100 fewer. A team's total is the sum of "
+    "its points at all concurrencies."
 )
 
 
@@ -29,7 +30,7 @@ def make_app(store: Store, scenarios: Sequence[Scenario], fields: Sequence[Field
     app = fastapi.FastAPI()
     for scenario in scenarios:
         path = "/" if len(scenarios) == 1 else f"/isl{scenario.isl}osl{scenario.osl}"
-        # Errors of the handler are all worded for the sender; without them he would not know why.
+        # show_error: the handler's errors are written for the sender, who would otherwise not learn the reason.
         app = gr.mount_gradio_app(app, make_blocks(store, scenario, fields), path=path, show_error=True)
     return app
 
@@ -42,7 +43,7 @@ def make_blocks(store: Store, scenario: Scenario, fields: Sequence[Field]) -> gr
         placed = place(store.rows(scenario))
         return totals_table(placed), rows_table(placed), curve(placed)
 
-    # Nothing leaves the machine: no telemetry, and no fonts from elsewhere.
+    # No telemetry: nothing leaves the machine.
     blocks: gr.Blocks = gr.Blocks(title=title, analytics_enabled=False)
     with blocks:
         gr.Markdown(f"# {title}\n{_SCORE}")
@@ -74,7 +75,7 @@ def make_blocks(store: Store, scenario: Scenario, fields: Sequence[Field]) -> gr
 
 
 def _private() -> dict[str, Any]:
-    """No endpoint of the API; Gradio 6 calls it by another name than 5."""
+    """Keeps an event out of the API. Gradio 6 has another name for it than Gradio 5."""
     return {"api_visibility": "private"} if int(gr.__version__.split(".")[0]) >= 6 else {"api_name": False}
 
 
@@ -94,13 +95,13 @@ def _handler(
         if problem := row_problem(row):
             raise gr.Error(problem)
         number, new = store.add(scenario, row)
-        return (f"row {number}" if new else f"row {number}, which was here already"), *board()
+        return (f"row {number}" if new else f"row {number}, which was stored before"), *board()
 
     return submit
 
 
 def totals_table(placed: dict[int, list[Placed]]) -> pd.DataFrame:
-    """Teams, best first, with their points at each concurrency."""
+    """One line for each team, best first, with its points at each concurrency."""
     concs = list(placed)
     table = [
         [one.rank, one.team, one.points, *(one.by_conc.get(conc, _NOTHING) for conc in concs)]
@@ -110,7 +111,7 @@ def totals_table(placed: dict[int, list[Placed]]) -> pd.DataFrame:
 
 
 def rows_table(placed: dict[int, list[Placed]]) -> pd.DataFrame:
-    """The rows that count, concurrency by concurrency, best first."""
+    """The rows that count, by concurrency, best first."""
     table = [
         [
             conc,
@@ -130,7 +131,7 @@ def rows_table(placed: dict[int, list[Placed]]) -> pd.DataFrame:
 
 
 def curve(placed: dict[int, list[Placed]]) -> pd.DataFrame:
-    """The points of the plot."""
+    """The points of the plot: throughput over latency."""
     table = [
         [one.row.team, conc, one.row.e2e_ms, one.row.throughput] for conc, entries in placed.items() for one in entries
     ]

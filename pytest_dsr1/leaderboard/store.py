@@ -1,76 +1,77 @@
-"""The rows of a leaderboard of one's own: checked before they are kept, in SQLite, each once."""
+"""The rows of a leaderboard of one's own: checked, then stored once each, in SQLite."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
 
 from pytest_dsr1.core.config import Scenario
-from pytest_dsr1.leaderboard.schema import B200_FIELDS, LABELS, Field
+from pytest_dsr1.core.routing import team_problem
 from pytest_dsr1.leaderboard.scoring import Row
-from pytest_dsr1.leaderboard.teams import team_problem
+from pytest_dsr1.submit.schema import B200_FIELDS, LABELS, Field
 
-#: Beyond it nobody measures.
+#: Largest concurrency that is taken; far above what anybody measures.
 MAX_CONC = 65536
-#: How far a ratio may be from the quotient of its own figures: the predecessor's have six digits.
-TOLERANCE = 1e-4
-#: How far byte_perplexity may be from 2 ** bits_per_byte: published figures have four digits.
+#: Largest relative difference between a ratio and the quotient of its figures. The predecessor sends six digits.
+RATIO_TOLERANCE = 1e-4
+#: Largest relative difference between byte_perplexity and 2 ** bits_per_byte. Published figures have four digits.
 PERPLEXITY_TOLERANCE = 1e-3
-#: What need not be known: B200 was not measured everywhere, and one generated token has no pace.
+#: Figures that a result may lack: B200 was not measured everywhere, and a single generated token has no interactivity.
 OPTIONAL = frozenset({*B200_FIELDS, Field.INTERACTIVITY})
 _RATIOS = (
     (Field.E2E_RATIO, Field.E2E, Field.B200_E2E),
     (Field.THROUGHPUT_RATIO, Field.THROUGHPUT, Field.B200_THROUGHPUT),
     (Field.INTERACTIVITY_RATIO, Field.INTERACTIVITY, Field.B200_INTERACTIVITY),
 )
+# The upper bound excludes infinity.
+_FIGURE = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
+_TYPES: Mapping[Field, Any] = {
+    **{field: _FIGURE | None if field in OPTIONAL else _FIGURE for field in Field},
+    Field.TEAM: str,
+    # A whole number, which JSON may write as 4.0.
+    Field.CONC: Annotated[float, msgspec.Meta(gt=0, le=MAX_CONC, multiple_of=1)],
+}
 
 
 def row_problem(values: Mapping[Field, object]) -> str:
-    """Why a row is not taken; empty if it is. Gradio checks none of this."""
+    """Why a row is not taken; empty if it is. Gradio itself checks none of this."""
     for field, value in values.items():
-        if problem := _value_problem(field, value):
-            return f"{LABELS[field]}: {problem}"
+        try:
+            msgspec.convert(value, _TYPES[field])
+        except msgspec.ValidationError as error:
+            return f"{LABELS[field]}: {error}"
+    if problem := team_problem(str(values[Field.TEAM])):
+        return f"{LABELS[Field.TEAM]}: {problem}"
     numbers = {field: value for field, value in values.items() if isinstance(value, int | float)}
-    for ratio, ours, theirs in _RATIOS:
-        if {ratio, ours, theirs} <= numbers.keys():
-            quotient = numbers[ours] / numbers[theirs]
-            if abs(numbers[ratio] / quotient - 1) > TOLERANCE:
-                return f"{LABELS[ratio]}: {numbers[ratio]} is not {LABELS[ours]} / {LABELS[theirs]}, {quotient:.6g}"
+    for ratio, ours, b200 in _RATIOS:
+        if {ratio, ours, b200} <= numbers.keys():
+            quotient = numbers[ours] / numbers[b200]
+            if abs(numbers[ratio] / quotient - 1) > RATIO_TOLERANCE:
+                return f"{LABELS[ratio]}: {numbers[ratio]} is not {LABELS[ours]} / {LABELS[b200]}, {quotient:.6g}"
     byte_perplexity = 2 ** min(numbers[Field.BITS_PER_BYTE], 1000.0)
     if abs(numbers[Field.BYTE_PERPLEXITY] / byte_perplexity - 1) > PERPLEXITY_TOLERANCE:
         return f"byte_perplexity: {numbers[Field.BYTE_PERPLEXITY]} is not 2 ** bits_per_byte, {byte_perplexity:.6g}"
     return ""
 
 
-def _value_problem(field: Field, value: object) -> str:
-    if field is Field.TEAM:
-        return team_problem(value) if isinstance(value, str) else "a text is needed"
-    if value is None:
-        return "" if field in OPTIONAL else "a number is needed"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"a number is needed, not {type(value).__name__}"
-    if not math.isfinite(value) or value <= 0:
-        return f"{value} is no finite number above 0"
-    if field is Field.CONC and (value != int(value) or value > MAX_CONC):
-        return f"{value} is no whole number up to {MAX_CONC}"
-    return ""
-
-
 class Store:
-    """Rows of any number of scenarios in one SQLite file, which several processes may share."""
+    """Rows of any number of scenarios in one SQLite file, which several processes may use at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         kinds = {Field.TEAM: "TEXT", Field.CONC: "INTEGER"}
         columns = ", ".join(f"{field} {kinds.get(field, 'REAL')}" for field in Field)
         with self._connection() as connection:
-            # Readers do not wait for a writer.
+            # With a write-ahead log, readers do not wait for a writer.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(
                 f"CREATE TABLE IF NOT EXISTS submissions (id INTEGER PRIMARY KEY, time REAL NOT NULL, "
@@ -87,9 +88,9 @@ class Store:
             connection.close()
 
     def add(self, scenario: Scenario, values: Mapping[Field, object]) -> tuple[int, bool]:
-        """Keep a row that `row_problem` has nothing against; its number, and whether it is new.
+        """Store a row that passed `row_problem`. Returns its number, and whether it is new.
 
-        A row that is there already to the last digit is the same submission, sent again.
+        A row whose values are all stored already, to the last digit, is the same submission sent again.
         """
         named = {str(field): value for field, value in values.items() if value is not None}
         content = json.dumps([scenario.isl, scenario.osl, named], sort_keys=True)
@@ -104,7 +105,7 @@ class Store:
         return int(found[0]), bool(added)
 
     def rows(self, scenario: Scenario) -> list[Row]:
-        """Everything that counts for `scenario`, oldest first."""
+        """All rows of `scenario`, as far as they count for its score, oldest first."""
         names: Sequence[Field] = (Field.TEAM, Field.CONC, Field.THROUGHPUT, Field.E2E, Field.INTERACTIVITY)
         with self._connection() as connection:
             found = connection.execute(

@@ -1,7 +1,7 @@
-"""Connections that carry one request at a time, and do next to nothing between a read and its stamp.
+"""HTTP/1.1 connections that carry one request at a time and time every read.
 
-A read costs one reading of the clock, two appends and the HTTP parser, which looks for the end of the response. What
-the response says is looked at after the measured window.
+A read costs one reading of the clock, two appends and one call of the HTTP parser, which looks for the end of the
+response. The content of the response is parsed after the measured window.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import httptools
 from pytest_dsr1.load.recording import Ending, Recording
 from pytest_dsr1.load.requests import Request, Target
 
-#: What `socket.getaddrinfo` says of one address.
+#: One entry of what `socket.getaddrinfo` returns.
 AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
 
-#: Longest time for opening a connection, TLS included.
+#: Deadline for opening a connection, TLS handshake included.
 CONNECT_TIMEOUT_S = 30.0
 _UNANSWERED = "the server closed the connection before any byte of a response"
 
@@ -29,20 +29,20 @@ _UNANSWERED = "the server closed the connection before any byte of a response"
 class Connection(asyncio.Protocol):
     """One connection to the server.
 
-    :param on_end: Called with a request's recording complete, and the time of its last read in ns; it may start the
-        next request at once.
+    :param on_end: Called when a request's recording is complete, with the time of its last read in ns. It may start
+        the next request at once.
     """
 
     def __init__(self, on_end: Callable[[int], None]) -> None:
         self.served = 0
-        """Requests that ended on this connection."""
+        """Number of requests that ended on this connection."""
         self.status = 0
-        """Of the last response; 0 before its head was read."""
+        """HTTP status of the last response; 0 before its head was read."""
         self._on_end = on_end
         self._recording: Recording | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        # Looked up once, not at every read.
+        # The attribute is looked up once, not at every read.
         self._feed = self._parser.feed_data
         self._complete = False
         self._keep_alive = True
@@ -50,13 +50,15 @@ class Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether another request can be sent on it, as far as is known."""
+        """Whether another request can be sent on this connection, as far as is known."""
         return self._transport is not None and self._keep_alive and not self._transport.is_closing()
 
     def start(self, request: Request, recording: Recording) -> int:
-        """Write a request; the time just before its first byte was written, in ns.
+        """Write a request and return the time just before its first byte was written.
 
-        The reads of its response go into `recording`.
+        The reads of the response go into `recording`.
+
+        :return: Time in ns of the performance counter.
         """
         assert self._transport is not None
         self._recording = recording
@@ -69,12 +71,12 @@ class Connection(asyncio.Protocol):
         return sent_ns
 
     def give_up(self, ending: Ending, note: str) -> None:
-        """End the request in flight here and now, and the connection with it."""
+        """End the request in flight now, and close the connection."""
         self.close()
         self._end(ending, note, perf_counter_ns())
 
     def close(self) -> None:
-        """Drop the connection; what it carried is not reported."""
+        """Drop the connection. A request in flight on it is not reported."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -82,14 +84,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        # uvloop queues writes to the end of a loop's turn, unless they pass the high-water mark: then it writes at
-        # once. A stamp just before the write means little when the write is a turn away.
+        # uvloop delays a write to the end of the loop's current iteration, unless the write exceeds the high-water
+        # mark: then it writes at once. With a delay, the send time would be earlier than the actual write.
         self._transport.set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
         now = perf_counter_ns()
         if self._recording is None:
-            # Nobody asked: whatever it is, the next response could not be told from it.
+            # Bytes that no request asked for: they could not be told apart from the next response.
             self.close()
             return
         self._stamp(now)
@@ -123,7 +125,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._complete:
-            # Bytes behind the response that nobody asked for: the next one could not be told from them.
+            # Bytes after the response that no request asked for: they could not be told apart from the next response.
             self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -133,7 +135,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             return
         status = self._parser.get_status_code()
-        # An interim response (100, 103) announces the one that counts.
+        # An interim response (100, 103) is followed by the final one, which counts.
         self.status = status if status >= 200 else 0
 
     def on_message_complete(self) -> None:
@@ -155,7 +157,7 @@ class Connection(asyncio.Protocol):
 
 
 class Dialer:
-    """Opens connections to one server, whose name is resolved once.
+    """Opens connections to one server; its name is resolved once.
 
     :param target: The server.
     """
@@ -167,9 +169,9 @@ class Dialer:
         self._tls = ssl.create_default_context() if target.tls else None
 
     async def open(self, on_end: Callable[[int], None]) -> Connection:
-        """A connection that has not carried anything yet.
+        """Open a new connection.
 
-        :raises OSError: if none of the server's addresses takes it.
+        :raises OSError: if none of the server's addresses accepts it.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -184,7 +186,7 @@ class Dialer:
                 except OSError as error:
                     failure = failure or error
                     continue
-                # What worked is what all others use.
+                # All later connections use the address that worked.
                 self._addresses = [address]
                 return connection
         raise failure or OSError(f"{self.target.host} has no address")

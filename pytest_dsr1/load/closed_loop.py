@@ -1,6 +1,6 @@
-"""One point under load: warm-up, drained, then the measured window, then the samples of it.
+"""Measures one point under load: warm-up, measured window, then samples.
 
-Everything that can be done before the clock starts or after it stops is.
+All work that can be done before or after the measured window is done then.
 """
 
 from __future__ import annotations
@@ -16,21 +16,18 @@ import numpy as np
 import uvloop
 
 from pytest_dsr1.core.config import LoadLimits, Point
-from pytest_dsr1.core.samples import LoadRun, LoopLag, RequestSample
+from pytest_dsr1.core.samples import LoadRun, LoopLag, Outcome, RequestSample
 from pytest_dsr1.load.client import Dialer
+from pytest_dsr1.load.loop import signals_in
 from pytest_dsr1.load.prompts import PointPrompts
-from pytest_dsr1.load.recording import RecordingStore
-from pytest_dsr1.load.requests import Request, Target, render
-from pytest_dsr1.load.signals import signals_in
-from pytest_dsr1.load.slots import Exchange, PhaseRun, Progress, Slots
-from pytest_dsr1.load.stream import count_in, read_reply
-from pytest_dsr1.load.verdict import judge
+from pytest_dsr1.load.recording import Ending, RecordingStore
+from pytest_dsr1.load.requests import Request, Target, render_requests
+from pytest_dsr1.load.slots import Exchange, LoadProgress, PhaseRun, Slots
+from pytest_dsr1.load.stream import Reply, count_in, read_reply
 
-__all__ = ["Progress", "run_point"]
-
-#: Failed requests that end a run, as a share of those to be measured; CONC of them are let pass in any case.
+#: Share of the measured requests that may fail before the run gives up; CONC failures are allowed in any case.
 MAX_FAILED_SHARE = 0.05
-#: Files that may be open beside the connections.
+#: Open files to allow for beside the connections.
 _SPARE_FILES = 256
 
 
@@ -41,20 +38,21 @@ def run_point(
     prompts: PointPrompts,
     limits: LoadLimits,
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[LoadProgress], None] | None = None,
 ) -> LoadRun:
-    """Load the server at `url` with `point.conc` requests at a time, and return what was seen.
+    """Send a point's requests, `point.conc` at a time, and return the samples.
 
-    Requests that fail become samples that say so. A run that cannot become valid any more, or whose server cannot be
-    reached, ends early and says why. What a signal's handler or `on_progress` raises ends it too, and is raised here,
-    every connection closed.
+    A request that fails becomes a sample with the cause. A run that can no longer become valid, or whose server cannot
+    be reached, ends early with the reason in `LoadRun.aborted`. An exception from a signal handler or from
+    `on_progress` ends the run, too; it is raised here after every connection is closed.
 
-    :param url: Of the server, without `/v1`.
+    :param url: URL of the server, without `/v1`.
+    :param model: Name of the served model.
     :param on_progress: Called at most 5 times a second, and at the end of each phase.
-    :raises ValueError: if `url` is not that of a server.
+    :raises ValueError: if `url` is not an HTTP URL, or more files must be open than the system allows.
     """
     target = Target.from_url(url)
-    requests = render(target, model, prompts.vocab_size, prompts)
+    requests = render_requests(target, model, prompts.vocab_size, prompts)
     count = len(prompts.warmups)
     _allow_open_files(point.conc + _SPARE_FILES)
     store = RecordingStore()
@@ -67,7 +65,7 @@ def run_point(
 
 
 class _Run:
-    """The event loop of one point, and what is left when it is over."""
+    """The run of one point, and its results."""
 
     def __init__(
         self,
@@ -75,7 +73,7 @@ class _Run:
         point: Point,
         limits: LoadLimits,
         store: RecordingStore,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[LoadProgress], None] | None,
     ) -> None:
         self._target, self._point, self._limits = target, point, limits
         self._store, self._on_progress = store, on_progress
@@ -88,7 +86,7 @@ class _Run:
         self._aborted = ""
 
     def load(self, warmups: Sequence[Request], measured: Sequence[Request]) -> None:
-        """Run both phases on an event loop of their own."""
+        """Run both phases on a new event loop."""
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             loop = runner.get_loop()
             loop.set_exception_handler(self._on_loop_error)
@@ -102,7 +100,7 @@ class _Run:
             raise self._stopped_by
 
     def result(self, num_prompts: int) -> LoadRun:
-        """Look into what was read, and sum up."""
+        """Parse the recorded responses and summarise the run."""
         first_ns = min((exchange.sent_ns for exchange in self._window.ended), default=0)
         last_ns = max(
             (exchange.recording.stamps[-1] for exchange in self._window.ended if exchange.recording.stamps),
@@ -143,7 +141,7 @@ class _Run:
                     slots.give_up(f"none of {len(warmups)} warm-up requests succeeded; {why.outcome}: {why.detail}")
             if not slots.aborted:
                 with _undisturbed():
-                    # The pause may have been long enough for the server to close idle connections.
+                    # The server may have closed connections that were idle during the garbage collection.
                     await slots.connect()
                     if not slots.aborted:
                         began_s = time.process_time()
@@ -163,18 +161,18 @@ class _Run:
 
     def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")
-        # What the network does, the connections are told; anything else is a mistake of ours, never to be hidden.
+        # Connections handle errors of the network themselves; any other exception is a bug and ends the run.
         if not isinstance(error, OSError):
             self._stop(error if isinstance(error, BaseException) else RuntimeError(str(context.get("message"))))
 
 
 def _sample(exchange: Exchange, store: RecordingStore) -> RequestSample:
-    """What a finished request's recording says; the recording is emptied."""
+    """Make a sample of a finished request; empties its recording."""
     recording, request = exchange.recording, exchange.request
     assert recording.ending is not None
     reply = read_reply(store.reads(recording), recording.stamps)
     recording.reads.clear()
-    outcome, detail = judge(reply, recording.ending, recording.note, request.input_tokens, request.output_tokens)
+    outcome, detail = outcome_of(reply, recording.ending, recording.note, request.input_tokens, request.output_tokens)
     return RequestSample(
         index=exchange.index,
         slot=exchange.slot,
@@ -191,6 +189,64 @@ def _sample(exchange: Exchange, store: RecordingStore) -> RequestSample:
     )
 
 
+def outcome_of(reply: Reply, ending: Ending, note: str, input_tokens: int, output_tokens: int) -> tuple[Outcome, str]:
+    """How a request ended, with the cause of a failure in one line.
+
+    An error that the server reported takes precedence over the way the connection ended: an error event that is
+    followed by a reset is a stream error.
+
+    :param note: What the recording says of its ending.
+    :param input_tokens: Tokens of the prompt. It was sent as ids, so `usage` must count as many.
+    :param output_tokens: Tokens that were asked for.
+    """
+    if reply.status is not None and reply.status != 200:
+        return Outcome.HTTP_STATUS, f"HTTP {reply.status}: {reply.error}"
+    if reply.error is not None:
+        return Outcome.STREAM_ERROR, f"error after {_events(reply)}: {reply.error}"
+    if reply.malformed is not None:
+        return Outcome.MALFORMED, reply.malformed
+    if ending is not Ending.COMPLETE:
+        return _BROKEN[ending], f"{note or ending.name.lower()} after {_events(reply)}"
+    return _outcome_of_complete(reply, input_tokens, output_tokens)
+
+
+_BROKEN = {
+    Ending.EOF: Outcome.TRUNCATED,
+    Ending.LOST: Outcome.CONNECTION_LOST,
+    Ending.NOT_HTTP: Outcome.MALFORMED,
+    Ending.IDLE: Outcome.TIMED_OUT,
+    Ending.DEADLINE: Outcome.TIMED_OUT,
+}
+
+
+def _outcome_of_complete(reply: Reply, input_tokens: int, output_tokens: int) -> tuple[Outcome, str]:
+    if not reply.done:
+        return Outcome.TRUNCATED, f"the stream ended after {_events(reply)} without [DONE]"
+    if reply.usage is None:
+        return Outcome.MALFORMED, f"no usage in a stream of {_events(reply)}: the number of tokens is not known"
+    prompt, generated = (count_in(reply.usage, key) for key in ("prompt_tokens", "completion_tokens"))
+    if prompt is None or generated is None:
+        return Outcome.MALFORMED, f"usage without token counts: {reply.usage}"[:200]
+    if (prompt, generated) != (input_tokens, output_tokens):
+        if generated < output_tokens and reply.finish_reason is None:
+            return (
+                Outcome.TRUNCATED,
+                f"the stream ended at {generated} of {output_tokens} tokens without a finish reason",
+            )
+        return Outcome.WRONG_LENGTH, (
+            f"asked for {input_tokens} + {output_tokens} tokens, usage says {prompt} + {generated} "
+            f"(finish_reason {reply.finish_reason})"
+        )
+    if len(reply.event_ns) == 0:
+        return Outcome.MALFORMED, "no event with choices: the time of the first token is not known"
+    return Outcome.OK, ""
+
+
+def _events(reply: Reply) -> str:
+    count = len(reply.event_ns)
+    return f"{count} event{'' if count == 1 else 's'} with choices"
+
+
 def _loop_lag(late_ns: Sequence[int]) -> LoopLag:
     if not late_ns:
         return LoopLag(p50_ms=0.0, p99_ms=0.0, max_ms=0.0, ticks=0)
@@ -200,7 +256,7 @@ def _loop_lag(late_ns: Sequence[int]) -> LoopLag:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """No garbage collection within, and less for it to look at afterwards."""
+    """Disable garbage collection within, and exempt existing objects from it."""
     enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
@@ -214,15 +270,15 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise the soft limit of open files where it is lower than `count`.
+    """Raise the soft limit of open files if it is lower than `count`.
 
-    :raises ValueError: if the hard limit is, too.
+    :raises ValueError: if the hard limit is lower, too.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= count:
         return
     if hard != resource.RLIM_INFINITY and hard < count:
         raise ValueError(
-            f"{count} open files are needed, and the limit is {hard}; raise it (ulimit -Hn) or lower --conc"
+            f"the run needs {count} open files, but the limit is {hard}; raise it (ulimit -Hn) or lower --conc"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -1,8 +1,8 @@
-"""Which prompts a session sends: token ids that no prefix cache has seen before.
+"""The prompts of a session: token ids that no prefix cache has seen before.
 
-A prompt is a run of consecutive ids, (start + j) mod V, so its start decides all of it. Starts are drawn once for the
-whole session, without replacement, and dealt out to the points in sweep order: a point that is run alone, or resumed,
-gets what it would have had within the sweep.
+A prompt is a run of consecutive ids, (start + j) mod V, so its start determines all of it. Starts are drawn once for
+the whole session, without replacement, and assigned to the points in sweep order. A point that is run alone, or
+resumed, gets the same prompts as within the sweep.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pytest_dsr1.core.config import Point, SweepConfig
 
 TokenIds = npt.NDArray[np.int64]
 
-#: Which draw a generator is for; with the session's seed, and a point's place, it seeds the generator.
+#: What a generator draws: part of its seed, with the session's seed and, for lengths, the point's place in the sweep.
 _FIRST_IDS, _LENGTHS = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt, as the ids it is made of rather than the ids themselves.
+    """One prompt, described by its first two ids and its lengths.
 
-    :param first: Its first id.
-    :param second: The id at which it goes on, consecutively: first + 1, or the other half of a unique pair.
-    :param input_tokens: How many ids it has, at least 1.
-    :param output_tokens: How many tokens are asked for, at least 1.
+    :param first: The first id.
+    :param second: The second id, from which the others follow consecutively: first + 1, or the second half of a unique
+        pair.
+    :param input_tokens: Number of ids, at least 1.
+    :param output_tokens: Number of tokens asked for, at least 1.
     """
 
     first: int
@@ -50,9 +51,9 @@ class Prompt:
 class PointPrompts:
     """The prompts of one point.
 
-    :param warmups: Sent, and drained, before the measured ones.
-    :param measured: In the order of sending.
-    :param vocab_size: All ids are below it.
+    :param warmups: Prompts that are sent, and completed, before the measured ones.
+    :param measured: Measured prompts in the order of sending.
+    :param vocab_size: All ids are smaller.
     """
 
     warmups: tuple[Prompt, ...]
@@ -65,7 +66,10 @@ class PointPrompts:
 
     @cached_property
     def sha256(self) -> str:
-        """Of every prompt, warm-ups first: its two lengths, then its ids, all as little-endian 32-bit integers."""
+        """SHA-256 of all prompts, warm-ups first.
+
+        For each prompt: input and output length, then its ids, all as little-endian unsigned 32-bit integers.
+        """
         digest = hashlib.sha256()
         for prompt in self:
             digest.update(np.array([prompt.input_tokens, prompt.output_tokens], dtype="<u4").tobytes())
@@ -75,9 +79,9 @@ class PointPrompts:
 
 @dataclass(frozen=True)
 class PromptPlan:
-    """The first ids of every prompt of a session, from which each point takes its own.
+    """The first two ids of every prompt of a session; each point takes its share.
 
-    :param config: What the session measures.
+    :param config: The points that the session measures.
     :param vocab_size: V, the size of the vocabulary without added tokens.
     :param pairs: First and second id of each prompt, in sweep order. shape (prompts of the session, 2)
     """
@@ -87,9 +91,9 @@ class PromptPlan:
     pairs: TokenIds
 
     def at(self, point: Point) -> PointPrompts:
-        """The prompts of `point`, which is one of the session's.
+        """The prompts of one of the session's points.
 
-        :raises ValueError: if it is not.
+        :raises ValueError: if `point` is not one of them.
         """
         points = self.config.points
         if point not in points:
@@ -97,7 +101,7 @@ class PromptPlan:
         place = points.index(point)
         offset = sum(_count(self.config, earlier) for earlier in points[:place])
         count = _count(self.config, point)
-        # A generator of the point's own: what it draws does not depend on the points before it.
+        # Each point has its own generator, so its lengths do not depend on the points before it.
         random = np.random.default_rng((self.config.prompt_seed, _LENGTHS, place))
         low_in, low_out = (_shortest(self.config, length) for length in (point.isl, point.osl))
         inputs = random.integers(low_in, point.isl, size=count, endpoint=True)
@@ -109,15 +113,15 @@ class PromptPlan:
 
 
 def plan_prompts(config: SweepConfig, vocab_size: int) -> PromptPlan:
-    """Draw the first ids of all prompts of a session, warm-ups and every scenario included.
+    """Draw the first ids of all prompts of a session.
 
-    Each prompt has a start of its own while the vocabulary has enough ids; beyond that, the first two ids are a pair
-    of its own.
+    Warm-ups and all scenarios are included. If the vocabulary has at least as many ids as there are prompts, each
+    prompt has a unique first id. Otherwise each prompt has a unique pair of first two ids.
 
-    :raises ValueError: if the prompts cannot be told apart by their first two ids: too many, or too short.
+    :raises ValueError: if unique pairs are impossible: there are too many prompts, or a prompt may have one token only.
     """
     if vocab_size < 1:
-        raise ValueError(f"a vocabulary has at least 1 token, got {vocab_size}")
+        raise ValueError(f"the vocabulary size must be at least 1, got {vocab_size}")
     total = sum(_count(config, point) for point in config.points)
     random = np.random.default_rng((config.prompt_seed, _FIRST_IDS))
     if total <= vocab_size:
@@ -125,15 +129,15 @@ def plan_prompts(config: SweepConfig, vocab_size: int) -> PromptPlan:
         return PromptPlan(config, vocab_size, np.column_stack((firsts, (firsts + 1) % vocab_size)))
     if total > vocab_size**2:
         raise ValueError(
-            f"{total} prompts cannot each begin with a pair of ids of their own: a vocabulary of {vocab_size} tokens "
-            f"has {vocab_size**2} pairs; measure fewer points or prompts in one session"
+            f"{total} prompts need as many different pairs of first ids, but a vocabulary of {vocab_size} tokens "
+            f"has only {vocab_size**2} pairs; measure fewer points or prompts in one session"
         )
     for scenario in config.scenarios:
         if _shortest(config, scenario.isl) < 2:
             raise ValueError(
-                f"ISL {scenario.isl} at range ratio {config.random_range_ratio:g} allows prompts of 1 token, too short "
-                f"for a pair of ids of their own, which {total} prompts need with a vocabulary of {vocab_size} tokens; "
-                "ask for a longer ISL or fewer prompts"
+                f"ISL {scenario.isl} at range ratio {config.random_range_ratio:g} allows prompts of 1 token, but "
+                f"{total} prompts from a vocabulary of {vocab_size} tokens differ only in their first two tokens; "
+                "set a longer ISL or fewer prompts"
             )
     pairs = random.choice(vocab_size**2, total, replace=False)
     return PromptPlan(config, vocab_size, np.column_stack((pairs // vocab_size, pairs % vocab_size)))

@@ -1,7 +1,8 @@
-"""What was read for each request, kept as it came until the measured window is over.
+"""Raw responses, kept unparsed until the measured window is over.
 
-A long sweep reads gigabytes. Past a bound, finished recordings move to a file without a name, a little at every tick;
-the kernel's page cache takes them at memory speed, and drops them where memory is short.
+A long sweep reads gigabytes. Beyond a bound, finished recordings are moved to an unnamed temporary file, in small steps
+at every tick. These writes go to the kernel's page cache at memory speed, and the kernel can evict the pages when
+memory is short.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import IO
 
-#: Bytes of finished recordings that stay in memory.
+#: Bytes of finished recordings that are kept in memory.
 MEMORY_BOUND = 256 << 20
-#: Reads that one gathering write takes, about 0.2 ms' worth of events; Linux would allow 1,024.
+#: Reads per gathering write, which then takes about 0.2 ms. Linux allows 1,024 (IOV_MAX).
 _READS_PER_WRITE = 512
-#: For so many bytes past the bound, each tick makes one more write.
+#: Each tick makes one more write for every so many bytes beyond the bound.
 _BYTES_PER_EXTRA_WRITE = 4 << 20
-#: Recordings that one tick takes in; a whole wave may have ended since the last.
+#: Recordings that one tick accounts for; CONC requests may have ended since the last tick.
 _INTAKE = 8
 
 
@@ -29,27 +30,27 @@ class Ending(Enum):
     """How the reading of a response ended."""
 
     COMPLETE = auto()
-    """As the protocol has it: by its framing, or by end of file where there is none."""
+    """By its HTTP framing, or by the end of the connection if it has no framing."""
     EOF = auto()
-    """The server closed the connection before that."""
+    """The server closed the connection before the response was complete."""
     LOST = auto()
-    """Reset, or an error of the socket."""
+    """The connection was reset, or its socket had an error."""
     NOT_HTTP = auto()
-    """What came is not an HTTP/1.1 response."""
+    """The bytes are not an HTTP/1.1 response."""
     IDLE = auto()
-    """No byte for too long: given up."""
+    """The client gave up: no byte arrived for too long."""
     DEADLINE = auto()
-    """Not complete in time: given up."""
+    """The client gave up: the response was not complete in time."""
 
 
 @dataclass(slots=True)
 class Recording:
     """The reads of one response.
 
-    :param reads: Bytes as they came from the socket, HTTP framing included; none if they were moved to a file.
-    :param stamps: When each of them was read, in ns of the performance counter.
-    :param ending: None while it is being read.
-    :param note: What the system or the parser said about the ending.
+    :param reads: Bytes of each read from the socket, HTTP framing included; empty after they were moved to a file.
+    :param stamps: Time of each read, in ns of the performance counter.
+    :param ending: None while the response is being read.
+    :param note: Message of the operating system or the parser about the ending.
     """
 
     reads: list[bytes] = field(default_factory=list)
@@ -57,13 +58,13 @@ class Recording:
     ending: Ending | None = None
     note: str = ""
     moved: tuple[int, array[int]] | None = None
-    """Place in the file, and the size of each read, where they were moved."""
+    """Offset in the file and the size of each read, if the reads were moved there."""
 
 
 class RecordingStore:
-    """Finished recordings: in memory up to a bound, beyond it in an unnamed temporary file (see TMPDIR).
+    """Finished recordings, in memory up to a bound, then in a temporary file.
 
-    Where the file cannot be written, everything stays in memory.
+    The file has no name and lies in TMPDIR. If it cannot be written, everything stays in memory.
     """
 
     def __init__(self, memory_bound: int = MEMORY_BOUND) -> None:
@@ -73,16 +74,19 @@ class RecordingStore:
         self._held_bytes = 0
         self._file: IO[bytes] | None = None
         self._end = 0
-        # The oldest recording, which may be written in several steps: where it starts, and reads written so far.
+        # The oldest recording may be written in several steps: its offset, and the number of reads written so far.
         self._start, self._written = 0, 0
         self._writable = True
 
     def add(self, recording: Recording) -> None:
-        """Take a finished recording: one append, for the hot path; the rest is done by `tidy`."""
+        """Take a finished recording: an append on the hot path; `tidy` does the rest."""
         self._new.append(recording)
 
     def tidy(self) -> None:
-        """Move recordings past the bound to the file: one write at most, and more only far beyond the bound."""
+        """Move recordings beyond the bound to the file.
+
+        One write per call, and more only if far more bytes than the bound are held.
+        """
         for _ in range(min(len(self._new), _INTAKE + len(self._new) // _INTAKE)):
             recording = self._new.popleft()
             size = sum(map(len, recording.reads))
@@ -94,11 +98,11 @@ class RecordingStore:
             try:
                 self._move_on()
             except OSError:
-                # No space, say: memory may still do, and a run that is half measured is not given up for it.
+                # For example no space on the device. Memory may still suffice, so the run goes on without the file.
                 self._writable = False
 
     def reads(self, recording: Recording) -> Sequence[bytes]:
-        """The reads of a recording, wherever they are."""
+        """The reads of a recording, from memory or from the file."""
         if recording.moved is None or self._file is None:
             return recording.reads
         offset, sizes = recording.moved
@@ -110,12 +114,12 @@ class RecordingStore:
         return reads
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file, which deletes it."""
         if self._file is not None:
             self._file.close()
 
     def _move_on(self) -> None:
-        """Write some of the oldest recording; drop it from memory when that was the last of it."""
+        """Write a part of the oldest recording; drop it from memory after the last part."""
         recording, size = self._held[0]
         batch = recording.reads[self._written : self._written + _READS_PER_WRITE]
         self._write(batch)
@@ -130,10 +134,10 @@ class RecordingStore:
 
     def _write(self, buffers: Sequence[bytes]) -> None:
         if not buffers:
-            # A recording that was used, and emptied, meanwhile.
+            # The recording was parsed, and emptied, before it was moved.
             return
         if self._file is None:
-            # Unbuffered: the writes go around it.
+            # Unbuffered: the writes use the descriptor, not the file object.
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close()
         size = sum(map(len, buffers))
         written = os.writev(self._file.fileno(), buffers)

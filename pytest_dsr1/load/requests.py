@@ -1,7 +1,8 @@
-"""Prompts rendered to HTTP/1.1 requests, so that sending one is a single system call and copies nothing.
+"""Prompts rendered to HTTP/1.1 requests before the measured window.
 
-Prompts are runs of consecutive ids, so all of them are slices of one text, "0,1,2,…": a request is three buffers (head,
-slice, tail) for a gathering write. A sweep's requests take memory for the vocabulary once, not for each prompt.
+Sending a request is one system call and copies nothing. Prompts are runs of consecutive ids, so every prompt is a slice
+of one text, "0,1,2,…". A request is three buffers (head, slice, tail) for one gathering write (`writev`). All requests
+share the memory of that one text.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from pytest_dsr1.load.prompts import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go.
+    """The endpoint that requests are sent to.
 
-    :param host: Name or address, as a resolver takes it.
-    :param authority: Host and port as the Host header names them.
-    :param path: Of the completions endpoint.
+    :param host: Host name or address, as a resolver takes it.
+    :param authority: Host and port as the Host header has them.
+    :param path: Path of the completions endpoint.
     :param tls: Whether the connection is encrypted.
     """
 
@@ -50,7 +51,9 @@ class Target:
 class Request:
     """One request, ready to be written.
 
-    :param buffers: The bytes of it, in order.
+    :param buffers: The bytes of the request, in order.
+    :param input_tokens: Length of its prompt.
+    :param output_tokens: Tokens that it asks for.
     """
 
     buffers: tuple[bytes | memoryview, ...]
@@ -58,8 +61,11 @@ class Request:
     output_tokens: int
 
 
-def render(target: Target, model: str, vocab_size: int, prompts: Iterable[Prompt]) -> tuple[Request, ...]:
-    """The requests that ask `model` to continue each of `prompts`, greedily and to the full length."""
+def render_requests(target: Target, model: str, vocab_size: int, prompts: Iterable[Prompt]) -> tuple[Request, ...]:
+    """Render one request per prompt: greedy, streamed, to the full output length.
+
+    :param model: Name of the served model.
+    """
     prompts = tuple(prompts)
     longest = max((prompt.input_tokens for prompt in prompts), default=0)
     ids = _ConsecutiveIds(vocab_size, longest)
@@ -87,7 +93,10 @@ def render(target: Target, model: str, vocab_size: int, prompts: Iterable[Prompt
 
 
 class _ConsecutiveIds:
-    """The text "0,1,…,V-1,0,1,…" with the place of each number, long enough for any run up to `longest`."""
+    """The text "0,1,…,V-1,0,1,…" with the offset of each number.
+
+    :param longest: The text is long enough for any run of up to so many ids.
+    """
 
     def __init__(self, vocab_size: int, longest: int) -> None:
         numbers: Sequence[bytes] = [b"%d" % (i % vocab_size) for i in range(vocab_size + longest)]
@@ -95,5 +104,5 @@ class _ConsecutiveIds:
         self._text = memoryview(b",".join(numbers))
 
     def run(self, start: int, count: int) -> memoryview:
-        """`count` ids from `start` on, separated by commas; no bytes for none."""
+        """The text of `count` ids from `start` on, with commas; empty if `count` is 0."""
         return self._text[self._places[start] : max(self._places[start], self._places[start + count] - 1)]

@@ -1,7 +1,7 @@
-"""CONC slots, each with a connection and a request in flight; one phase after the other runs over them.
+"""CONC slots, each with one connection and at most one request in flight.
 
-The callback that saw the end of one response writes the next request of its slot: no task, no queue, no wake-up lies
-between. Deadlines, progress and tidying are done by one tick.
+The two phases, warm-up and measured, use the same slots. The callback that sees the end of a response writes the slot's
+next request: no task, queue or wake-up lies between. A tick checks deadlines, reports progress and tidies recordings.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from time import perf_counter_ns
 from typing import Literal, TypeAlias
 
 from pytest_dsr1.load.client import Connection, Dialer
+from pytest_dsr1.load.loop import start_ticker
 from pytest_dsr1.load.recording import Ending, Recording, RecordingStore
 from pytest_dsr1.load.requests import Request
-from pytest_dsr1.load.ticker import start_ticker
 
 PhaseName: TypeAlias = Literal["warm-up", "measured"]
 
-#: A 2 ms meter was seen to double a client's CPU time; 20 ticks a second cost nothing that can be measured.
+#: Period of the tick. A period of 2 ms doubled a client's CPU time; the cost of 20 ticks a second is not measurable.
 TICK_NS = 50_000_000
-#: Progress is told no more often than this.
+#: Shortest time between two progress reports.
 PROGRESS_NS = 200_000_000
-#: Deadlines are looked at this often, or 20 times within the shorter of them.
+#: Longest time between two checks of the deadlines; shorter deadlines are checked 20 times within their length.
 DEADLINE_CHECK_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a phase is.
+class LoadProgress:
+    """Progress of a phase.
 
-    :param done: Requests that ended.
-    :param tokens: Tokens generated so far; an estimate, which takes each read of a stream in flight for one.
-    :param elapsed_s: Since the phase began.
+    :param done: Requests that have ended.
+    :param total: Requests of the phase.
+    :param tokens: Tokens generated so far; an estimate that counts each read of a stream in flight as one token.
+    :param elapsed_s: Seconds since the phase began.
     """
 
     phase: PhaseName
@@ -45,7 +46,11 @@ class Progress:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way, and what was read for it."""
+    """One request and the recording of its response.
+
+    :param idle_ns: From the end of the slot's previous response to the sending; 0 for the first request of a phase.
+    :param retried: Whether the request was sent again, on a new connection.
+    """
 
     index: int
     slot: int
@@ -58,12 +63,12 @@ class Exchange:
 
     @property
     def failed(self) -> bool:
-        """Whether it can be seen, without looking into the stream, that it did not end well."""
+        """Whether the request failed, as far as is known without parsing the stream."""
         return self.status != 200 or self.recording.ending is not Ending.COMPLETE
 
 
 class _Slot:
-    """A place in the loop."""
+    """One of the CONC places for a request in flight."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -73,7 +78,7 @@ class _Slot:
 
 
 class _Phase:
-    """Requests to be sent, and those that ended."""
+    """The state of a phase: requests to be sent, and requests that have ended."""
 
     def __init__(self, name: PhaseName, requests: Sequence[Request], over: asyncio.Future[None]) -> None:
         self.name = name
@@ -89,7 +94,7 @@ class _Phase:
 
 @dataclass(frozen=True, slots=True)
 class PhaseRun:
-    """What a phase saw: the requests that ended, in order of sending, and how late each tick was, in ns."""
+    """Requests of a phase that ended, in order of sending, and the ticks' delays."""
 
     ended: Sequence[Exchange]
     late_ns: Sequence[int]
@@ -98,8 +103,8 @@ class PhaseRun:
 class Slots:
     """The slots of one point.
 
-    :param max_failures: One more, over all phases, and the run gives up.
-    :param on_error: Called with an exception that ends everything; the task that runs the phases is to be cancelled.
+    :param max_failures: With more failed requests than this, over both phases, the run gives up.
+    :param on_error: Called with an exception that ends the run; it must cancel the task that runs the phases.
     """
 
     def __init__(
@@ -111,12 +116,12 @@ class Slots:
         request_timeout_s: float,
         max_failures: int,
         store: RecordingStore,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[LoadProgress], None] | None,
         on_error: Callable[[BaseException], None],
     ) -> None:
         self.reconnects = 0
         self.aborted = ""
-        """Why the run gave up; empty while it goes on."""
+        """Why the run gave up; empty while it has not."""
         self._loop = asyncio.get_running_loop()
         self._dialer = dialer
         self._slots = [_Slot(number) for number in range(count)]
@@ -132,18 +137,21 @@ class Slots:
         self._dialling: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> None:
-        """Open a connection for every slot that has none; `aborted` says so where that fails."""
-        # Connections that the server closed meanwhile are known to be closed only after a turn of the loop.
+        """Open a connection for every slot without one; on failure set `aborted`."""
+        # A connection that the server has closed is known to be closed only after an iteration of the loop.
         await asyncio.sleep(0.001)
         bare = [slot for slot in self._slots if slot.connection is None or not slot.connection.usable]
         for slot in bare[:1]:
-            # Alone: it resolves the server's name, and finds the address that works, for the others.
+            # The first one alone: it resolves the server's name and finds the address that works for all others.
             await self._dial(slot)
         if not self.aborted:
             await asyncio.gather(*(self._dial(slot) for slot in bare[1:]))
 
     async def run(self, name: PhaseName, requests: Sequence[Request]) -> PhaseRun:
-        """Send all requests, the next one of a slot as soon as its last has ended, and wait for the last of them."""
+        """Send all requests, CONC at a time, and wait until all have ended.
+
+        A slot sends its next request as soon as its previous one has ended.
+        """
         phase = self._phase = _Phase(name, requests, self._loop.create_future())
         ticker = start_ticker(self._loop, TICK_NS, self._tick)
         try:
@@ -158,17 +166,17 @@ class Slots:
         return PhaseRun(sorted(phase.ended, key=lambda exchange: exchange.index), phase.late_ns)
 
     async def close(self) -> None:
-        """Drop every connection, and whatever is in flight on it."""
+        """Drop every connection and the requests in flight."""
         for task in self._dialling:
             task.cancel()
         for slot in self._slots:
             if slot.connection is not None:
                 slot.connection.close()
-        # Closing is done in the next turn of the loop.
+        # The loop closes the sockets in its next iteration.
         await asyncio.sleep(0)
 
     def give_up(self, why: str) -> None:
-        """End the run: nothing is sent any more, and what is in flight is dropped."""
+        """End the run: send no more requests and drop those in flight."""
         self.aborted = self.aborted or why
         if self._phase is not None and not self._phase.over.done():
             self._phase.over.set_result(None)
@@ -194,7 +202,7 @@ class Slots:
             return
         recording = exchange.recording
         if recording.ending is Ending.LOST and not recording.reads and connection.served > 1 and not exchange.retried:
-            # The server closed a kept connection while the request was on its way, which it may at any time.
+            # HTTP allows a server to close a kept-alive connection at any time, also while a request is being sent.
             exchange.retried = True
             recording.ending, recording.note = None, ""
             self._redial(slot, exchange)
@@ -216,7 +224,7 @@ class Slots:
         self._failures += 1
         if self._failures > self._max_failures:
             what = f"HTTP {exchange.status}" if exchange.status not in (0, 200) else exchange.recording.note
-            self.give_up(f"{self._failures} requests failed, more than the {self._max_failures} let pass; last: {what}")
+            self.give_up(f"{self._failures} requests failed, {self._max_failures} are allowed; last: {what}")
 
     def _redial(self, slot: _Slot, exchange: Exchange) -> None:
         task = self._loop.create_task(self._dial_and_send(slot, exchange))
@@ -261,15 +269,14 @@ class Slots:
                 phase.told_ns = now
                 self._tell(phase, now)
             self._store.tidy()
-        except Exception as error:  # the loop would only log it, and the run go on without a tick
+        except Exception as error:  # the loop would only log it, and the run would go on without this tick
             self._on_error(error)
 
     def _check_deadlines(self, phase: _Phase, now: int) -> None:
-        in_flight = [slot for slot in self._slots if slot.exchange is not None and slot.exchange.sent_ns]
+        in_flight = [(slot, one) for slot in self._slots if (one := slot.exchange) is not None and one.sent_ns]
         idle, late = [], []
-        for slot in in_flight:
-            assert slot.exchange is not None
-            stamps, sent_ns = slot.exchange.recording.stamps, slot.exchange.sent_ns
+        for slot, exchange in in_flight:
+            stamps, sent_ns = exchange.recording.stamps, exchange.sent_ns
             if now - (stamps[-1] if stamps else sent_ns) > self._idle_timeout_s * 1e9:
                 idle.append(slot)
             elif now - sent_ns > self._request_timeout_s * 1e9:
@@ -278,20 +285,16 @@ class Slots:
         if unsent > 0 and len(idle) == len(in_flight):
             self.give_up(f"no byte on any connection for {self._idle_timeout_s:g} s")
         for slot in idle:
-            self._expire(slot, Ending.IDLE, f"no byte for {self._idle_timeout_s:g} s")
+            if slot.connection is not None:
+                slot.connection.give_up(Ending.IDLE, f"no byte for {self._idle_timeout_s:g} s")
         for slot in late:
-            self._expire(slot, Ending.DEADLINE, f"not complete within {self._request_timeout_s:g} s")
-
-    def _expire(self, slot: _Slot, ending: Ending, note: str) -> None:
-        if slot.connection is not None:
-            slot.connection.give_up(ending, note)
+            if slot.connection is not None:
+                slot.connection.give_up(Ending.DEADLINE, f"not complete within {self._request_timeout_s:g} s")
 
     def _tell(self, phase: _Phase, now: int) -> None:
         if self._on_progress is None:
             return
-        reading = (slot.exchange for slot in self._slots if slot.exchange is not None)
-        tokens = phase.tokens + sum(
-            min(len(exchange.recording.stamps), exchange.request.output_tokens) for exchange in reading
-        )
+        in_flight = (slot.exchange for slot in self._slots if slot.exchange is not None)
+        tokens = phase.tokens + sum(min(len(one.recording.stamps), one.request.output_tokens) for one in in_flight)
         elapsed_s = (now - phase.began_ns) / 1e9
-        self._on_progress(Progress(phase.name, len(phase.ended), phase.total, tokens, elapsed_s))
+        self._on_progress(LoadProgress(phase.name, len(phase.ended), phase.total, tokens, elapsed_s))

@@ -1,7 +1,7 @@
-"""The bytes of one streamed response, and when they were read → events with their times, usage, errors.
+"""Parses a recorded response into events with their times, usage and errors.
 
-Pure, and run after the measured window: nothing here is on the clock. An event's time is that of the read which
-completed it, its terminating blank line included.
+Pure functions that run after the measured window, so their speed does not affect a measurement. The time of an event
+is the time of the read that completed it, its terminating blank line included.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pytest_dsr1.core.samples import Nanoseconds
 
 Json: TypeAlias = dict[str, Any]
 
-# A line of an event stream ends with CRLF, LF or CR; atomic, so that CRLF is never taken for two ends.
+# A line of an event stream ends with CRLF, LF or CR. The groups are atomic, so that CRLF never counts as two line ends.
 _LINE_END = re.compile(rb"(?>\r\n|\n|\r)")
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _BOM = b"\xef\xbb\xbf"
 _DONE = b"[DONE]"
-#: How much of a body an error quotes.
+#: Bytes of a body that an error message quotes.
 _EXCERPT_BYTES = 160
 
 
 @dataclass(slots=True)
 class Events:
-    """The complete events of a stream, as columns: there are millions.
+    """The complete events of a stream, as columns, since there are millions.
 
-    :param data: Of each event, its data lines joined by LF.
-    :param ends: Where in the body each ends, blank line included.
-    :param names: Of the few that have an `event` field, by place.
+    :param data: The data lines of each event, joined by LF.
+    :param ends: Offset in the body where each event ends, blank line included.
+    :param names: The `event` field of the few events that have one, by index.
     """
 
     data: list[bytes] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Events:
     names: dict[int, bytes] = field(default_factory=dict)
 
     def add(self, block: bytes, end: int) -> None:
-        """Add the event that these lines are, if they are one."""
+        """Add the event in these lines; lines without data are not an event."""
         data, name = _data_of(block)
         if data is None:
             return
@@ -55,15 +55,15 @@ class Events:
 
 @dataclass(slots=True, kw_only=True)
 class Reply:
-    """What a response said.
+    """The content of a response.
 
     :param status: HTTP status; None if there was none.
-    :param event_ns: When each event with `choices` was complete. shape (events,)
-    :param done: Whether `[DONE]` was seen; nothing behind it is looked at.
-    :param usage: The last one that was sent.
-    :param finish_reason: The last one that was sent.
-    :param error: The message of an error: of an event within the stream, or of the body at another status than 200.
-    :param malformed: What is not as HTTP, an event stream or JSON has it; the first such thing.
+    :param event_ns: Time when each event with `choices` was complete. shape (events,)
+    :param done: Whether `[DONE]` was received; everything after it is ignored.
+    :param usage: The last usage object received.
+    :param finish_reason: The last finish reason received.
+    :param error: Message of an error event in the stream, or of the body if the status is not 200.
+    :param malformed: The first violation of HTTP, the event stream format or JSON.
     """
 
     status: int | None = None
@@ -76,21 +76,21 @@ class Reply:
 
     @property
     def cached_tokens(self) -> int | None:
-        """Prompt tokens from a cache, where the server tells."""
+        """Prompt tokens taken from a prefix cache, if the server reports them."""
         details = (self.usage or {}).get("prompt_tokens_details")
         return count_in(details, "cached_tokens") if isinstance(details, dict) else None
 
 
 def count_in(usage: Json | None, key: str) -> int | None:
-    """A token count of a usage object; None where it is absent or not a count."""
+    """A token count of a usage object; None if it is absent or not a count."""
     value = (usage or {}).get(key)
     return value if type(value) is int and value >= 0 else None
 
 
 def read_reply(reads: Sequence[bytes], stamps: Sequence[int]) -> Reply:
-    """Replay the reads of one response, framing and all.
+    """Parse one response from its recorded reads, HTTP framing included.
 
-    :param stamps: When each read was made, in ns. shape (reads,)
+    :param stamps: Time of each read, in ns. shape (reads,)
     """
     response = _Response()
     body_sizes = response.replay(reads)
@@ -103,20 +103,20 @@ def read_reply(reads: Sequence[bytes], stamps: Sequence[int]) -> Reply:
     events, rest = split_events(body)
     places = _interpret(events, reply)
     if _data_of(rest)[0] == _DONE:
-        # An event without its blank line is no event; but a stream whose last byte is missing has no other meaning.
+        # Without its blank line it is not a complete event, but a last line of [DONE] can mean nothing else.
         reply.done = True
     if body and not events.data and not reply.done and reply.malformed is None:
         reply.malformed = f"not an event stream ({response.content_type or 'no content type'}): {_excerpt(body)}"
-    # The first read by which so much of the body had come.
+    # The first read after which the body was at least that long.
     ends = [events.ends[place] for place in places]
     reply.event_ns = np.asarray(stamps, np.int64)[np.searchsorted(body_sizes, ends)] if ends else reply.event_ns
     return reply
 
 
 def split_events(body: bytes) -> tuple[Events, bytes]:
-    """The complete events of a body, and what is left behind the last of them.
+    """The complete events of a body, and the bytes after the last of them.
 
-    Comments, and events without data, are left out.
+    Comments and events without data are left out.
     """
     events = Events()
     start = len(_BOM) if body.startswith(_BOM) else 0
@@ -128,7 +128,7 @@ def split_events(body: bytes) -> tuple[Events, bytes]:
     *blocks, rest = body[start:].split(b"\n\n")
     ends = list(accumulate((len(block) + 2 for block in blocks), initial=start))[1:]
     if body.count(b"\n") == 2 * len(blocks) and all(block.startswith(b"data: ") for block in blocks):
-        # Nearly all streams look like this: nothing but one line of data to an event.
+        # Nearly all streams look like this: each event is a single data line.
         return Events([block[6:] for block in blocks], ends), rest
     for block, end in zip(blocks, ends, strict=True):
         events.add(block, end)
@@ -136,7 +136,7 @@ def split_events(body: bytes) -> tuple[Events, bytes]:
 
 
 def _data_of(block: bytes) -> tuple[bytes | None, bytes]:
-    """Data and name of an event from its lines; None for one without data."""
+    """Data and name of an event; the data are None if it has no data line."""
     data, name = [], b""
     for line in _LINE_END.split(block):
         key, _, value = line.partition(b":")
@@ -149,7 +149,7 @@ def _data_of(block: bytes) -> tuple[bytes | None, bytes]:
 
 
 def _interpret(events: Events, reply: Reply) -> list[int]:
-    """Fill in what the events say; the places of those with `choices`."""
+    """Fill `reply` from the events; return the indices of those with `choices`."""
     places: list[int] = []
     said = events.data
     if _DONE in said:
@@ -161,7 +161,7 @@ def _interpret(events: Events, reply: Reply) -> list[int]:
             try:
                 reason = choices[0].get("finish_reason")
             except (AttributeError, KeyError, TypeError):
-                reply.malformed = reply.malformed or f"event with strange choices: {_excerpt(said[place])}"
+                reply.malformed = reply.malformed or f"event with malformed choices: {_excerpt(said[place])}"
                 break
             places.append(place)
             if reason is not None:
@@ -169,7 +169,7 @@ def _interpret(events: Events, reply: Reply) -> list[int]:
         usage = content.get("usage")
         if usage is not None:
             if not isinstance(usage, dict):
-                reply.malformed = reply.malformed or f"event with strange usage: {_excerpt(said[place])}"
+                reply.malformed = reply.malformed or f"event with malformed usage: {_excerpt(said[place])}"
                 break
             reply.usage = usage
         if content.get("error") or content.get("object") == "error" or events.names.get(place) == b"error":
@@ -179,9 +179,9 @@ def _interpret(events: Events, reply: Reply) -> list[int]:
 
 
 def _parse(said: Sequence[bytes], reply: Reply) -> list[Json]:
-    """The events as objects, up to the first that is none."""
+    """The events as JSON objects, up to the first that is not one."""
     try:
-        # One call for the whole stream, rather than one for each of its events, halves the time.
+        # One call for the whole stream takes half the time of one call per event.
         contents = orjson.loads(b"[%b]" % b",".join(said))
         if len(contents) == len(said) and all(type(content) is dict for content in contents):
             return list(contents)
@@ -195,14 +195,14 @@ def _parse(said: Sequence[bytes], reply: Reply) -> list[Json]:
             reply.malformed = reply.malformed or f"event that is not JSON ({error}): {_excerpt(data)}"
             break
         if type(content) is not dict:
-            reply.malformed = reply.malformed or f"event that is not an object: {_excerpt(data)}"
+            reply.malformed = reply.malformed or f"event that is not a JSON object: {_excerpt(data)}"
             break
         contents.append(content)
     return contents
 
 
 def _message(content: Json) -> str | None:
-    """The message of an error object, in any of the forms that servers use."""
+    """The message of an error object, in the different forms that servers use."""
     for key in ("error", "message", "detail"):
         value = content.get(key)
         if isinstance(value, dict):
@@ -226,21 +226,21 @@ def _excerpt(data: bytes) -> str:
 
 
 class _Response:
-    """Collects one response from the parser: the first that is not an interim one."""
+    """Collects the first response that is not an interim one (status 1xx)."""
 
     def __init__(self) -> None:
         self.status: int | None = None
         self.content_type = ""
         self.body: list[bytes] = []
         self.malformed: str | None = None
-        # Called by the parser, for every chunk.
+        # The parser calls this for every chunk.
         self.on_body = self.body.append
         self._complete = False
         self._pieces = 0
         self._parser = httptools.HttpResponseParser(self)
 
     def replay(self, reads: Sequence[bytes]) -> list[int]:
-        """Feed the reads; how many bytes of the body had come after each."""
+        """Feed the reads to the parser; return the length of the body after each read."""
         body, feed = self.body, self._parser.feed_data
         sizes, size = [], 0
         for read in reads:
@@ -251,7 +251,7 @@ class _Response:
                 if not self._complete:
                     self.malformed = f"not HTTP ({' '.join(str(error).split())}): {_excerpt(read)}"
             if self._complete:
-                # What follows is not of this response.
+                # What follows does not belong to this response.
                 del body[self._pieces :]
             size += sum(map(len, body[before:]))
             sizes.append(size)

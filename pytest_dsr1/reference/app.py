@@ -1,36 +1,50 @@
-"""The embedded engine's HTTP server: SGLang's endpoints, as far as a client of this kind of benchmark meets them."""
+"""The HTTP server of the embedded engine: the endpoints of SGLang that a sweep uses."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-import pytest_dsr1
-from pytest_dsr1.reference.completions import ApiError, CompletionRequest, parse_json, parse_request
+from pytest_dsr1.reference.completions import ApiError, CompletionRequest, decode_body, parse_request
 from pytest_dsr1.reference.model import PREFILL_TOKENS, Model
 from pytest_dsr1.reference.responses import Response
 from pytest_dsr1.reference.scheduler import Scheduler
 from pytest_dsr1.reference.text import Vocabulary
 
-#: What the engine calls itself and its model.
+#: Name of the engine and of its model.
 NAME = "pytest-dsr1-reference"
-#: Ids of the longest context as JSON, several times over.
+#: Largest body of a request: several times the ids of the longest context as JSON.
 MAX_BODY_BYTES = 64 << 20
 
 
-@dataclass
-class Engine:
-    """A loaded model with its scheduler, which `run` drives. All of it lives in one event loop and one thread.
+@cache
+def package_version() -> str:
+    """Version of the installed package; `unknown` in a checkout that is not installed."""
+    try:
+        return metadata.version("pytest-dsr1")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
-    :param folder: Where model and tokenizer were read from.
-    :param context_length: Tokens of prompt and output together.
+
+@dataclass
+class InferenceEngine:
+    """A loaded model with its scheduler, in one event loop and one thread.
+
+    :param folder: The folder that model and tokenizer were read from.
+    :param context_length: Largest number of tokens of prompt and output together.
+    :ivar started: Unix time of the start.
+    :ivar requests: Number of completion requests accepted.
     """
 
     folder: Path
@@ -43,11 +57,12 @@ class Engine:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
-    def load(cls, folder: Path, *, max_running: int = 128, context_length: int | None = None) -> Engine:
-        """Read a Hugging Face folder.
+    def load(cls, folder: Path, *, max_running: int = 128, context_length: int | None = None) -> InferenceEngine:
+        """Load a model from a Hugging Face folder.
 
-        :param context_length: Less than the model's own, which is the default.
-        :raises CheckpointError: The folder holds no usable model.
+        :param max_running: Largest number of sequences decoded at a time.
+        :param context_length: At most the model's own context length, which is the default.
+        :raises CheckpointError: if the folder has no usable model.
         """
         model = Model.load(folder)
         return cls(
@@ -59,7 +74,7 @@ class Engine:
         )
 
     async def run(self) -> None:
-        """Compute whenever there is something to, letting the loop read and write between two passes."""
+        """Run forward passes forever; the loop reads and writes between two passes."""
         while True:
             if not self.scheduler.busy:
                 self._wake.clear()
@@ -68,7 +83,10 @@ class Engine:
             await asyncio.sleep(0)
 
     async def complete(self, response: Response) -> None:
-        """Run a response's sequences to their end; stops them if cancelled, as when the client is gone."""
+        """Run the sequences of a response to their end.
+
+        If the task is cancelled, because the client has disconnected, the sequences are stopped.
+        """
         self.requests += 1
         for sequence in response.sequences:
             self.scheduler.add(sequence)
@@ -81,14 +99,17 @@ class Engine:
                     self.scheduler.cancel(sequence)
 
     def parse(self, body: bytes) -> CompletionRequest:
-        """:raises ApiError: The body is no request that can be answered."""
-        return parse_request(parse_json(body), self.vocabulary, self.model.config.vocab_size, self.context_length, NAME)
+        """Validate the body of a completion request.
+
+        :raises ApiError: if it cannot be served.
+        """
+        return parse_request(body, self.vocabulary, self.model.config.vocab_size, self.context_length, NAME)
 
     def describe(self) -> dict[str, Any]:
-        """What /server_info tells."""
+        """The answer of /server_info."""
         return {
             "engine": NAME,
-            "version": pytest_dsr1.__version__,
+            "version": package_version(),
             "served_model_name": NAME,
             "model_path": str(self.folder),
             "tokenizer_path": str(self.folder),
@@ -106,10 +127,10 @@ class Engine:
         }
 
     def metrics(self) -> str:
-        """What /metrics tells, in Prometheus' text format."""
+        """The answer of /metrics, in the text format of Prometheus."""
         rows = [
             ("num_running_reqs", "gauge", "Sequences that hold a slot.", self.scheduler.num_running),
-            ("num_queue_reqs", "gauge", "Sequences that wait for one.", self.scheduler.num_waiting),
+            ("num_queue_reqs", "gauge", "Sequences that wait for a slot.", self.scheduler.num_waiting),
             ("num_requests_total", "counter", "Completion requests accepted.", self.requests),
             ("prompt_tokens_total", "counter", "Prompt tokens computed.", self.scheduler.prompt_tokens),
             ("generation_tokens_total", "counter", "Tokens generated.", self.scheduler.generated_tokens),
@@ -120,11 +141,11 @@ class Engine:
         )
 
 
-ENGINE = web.AppKey("engine", Engine)
+ENGINE = web.AppKey("engine", InferenceEngine)
 
 
-def make_app(engine: Engine) -> web.Application:
-    """The application; its engine must be running for completions to come."""
+def make_app(engine: InferenceEngine) -> web.Application:
+    """Make the web application. Completions need `engine.run` in a task of their own."""
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors])
     app[ENGINE] = engine
     app.add_routes(
@@ -152,6 +173,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except ApiError as error:
         return _json_bytes(error.body(), error.status)
+    except (HttpProcessingError, web.RequestPayloadError) as error:  # for example a damaged gzip body
+        return _json_bytes(ApiError(f"Unreadable request body: {' '.join(str(error).split())}").body(), 400)
     except web.HTTPClientError as error:  # aiohttp's own: no such path, wrong method, body too large
         return _json_bytes(ApiError(error.reason, error.status).body(), error.status)
 
@@ -174,24 +197,24 @@ async def _completions(request: web.Request) -> web.StreamResponse:
     return _json_bytes(response.body())
 
 
-async def _stream(request: web.Request, engine: Engine, asked: CompletionRequest) -> web.StreamResponse:
-    """Write each token's event when it is there, straight to the transport.
+async def _stream(request: web.Request, engine: InferenceEngine, asked: CompletionRequest) -> web.StreamResponse:
+    """Write the event of each token at once, directly to the transport.
 
-    Through aiohttp's own writer an event costs a coroutine and two more copies; at one event per token that is a good
-    part of the server's time beside the model.
+    With aiohttp's own writer each event costs a coroutine and two more copies. With one event per token, that is a
+    large part of the server's time outside the model.
     """
     reply = web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     )
     writer, transport = await reply.prepare(request), request.transport
     if writer is None or transport is None:
-        raise ConnectionResetError("the client is gone")
+        raise ConnectionResetError("the client has disconnected")
     writer.send_headers()
     send, gone = transport.write, transport.is_closing
     chunked = request.version >= HttpVersion11
 
     def write(event: bytes) -> None:
-        # Between the client's leaving and this handler's cancellation a few more tokens may come.
+        # After a client disconnects, a few more tokens may be generated before this handler is cancelled.
         if not gone():
             send(b"%x\r\n%b\r\n" % (len(event), event) if chunked else event)
 
@@ -220,7 +243,7 @@ async def _health(_: web.Request) -> web.Response:
 
 
 async def _health_generate(request: web.Request) -> web.Response:
-    """Healthy if a token comes out."""
+    """Generate one token to show that the engine works."""
     engine = request.app[ENGINE]
     asked = engine.parse(b'{"prompt":[0],"max_tokens":1,"temperature":0,"ignore_eos":true}')
     await engine.complete(Response(asked, engine.vocabulary, frozenset()))
@@ -238,16 +261,18 @@ async def _model_info(request: web.Request) -> web.Response:
     )
 
 
+class _TokenizeFields(msgspec.Struct):
+    prompt: str | list[str]
+    add_special_tokens: bool = True
+
+
 async def _tokenize(request: web.Request) -> web.Response:
     engine = request.app[ENGINE]
-    body = parse_json(await request.read())
-    prompt, special = body.get("prompt"), body.get("add_special_tokens", True)
-    texts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(special, bool):
-        raise ApiError("/tokenize takes prompt, a string or a list of strings, and add_special_tokens, a boolean.")
-    tokens = [engine.vocabulary.encode(text, add_special_tokens=special) for text in texts]
+    asked = decode_body(await request.read(), _TokenizeFields)
+    several = isinstance(asked.prompt, list)
+    texts = asked.prompt if isinstance(asked.prompt, list) else [asked.prompt]
+    tokens = [engine.vocabulary.encode(text, add_special_tokens=asked.add_special_tokens) for text in texts]
     counts = [len(ids) for ids in tokens]
-    several = isinstance(prompt, list)
     return _json(
         {
             "tokens": tokens if several else tokens[0],
@@ -258,7 +283,7 @@ async def _tokenize(request: web.Request) -> web.Response:
 
 
 async def _flush_cache(request: web.Request) -> web.Response:
-    """There is no prefix cache; a server that is busy refuses all the same, as SGLang does."""
+    """Succeed unless the engine is busy, as SGLang does; there is no prefix cache."""
     if request.app[ENGINE].scheduler.busy:
         return web.Response(text="Flush cache failed.\n", status=400)
     return web.Response(text="Cache flushed.\n")

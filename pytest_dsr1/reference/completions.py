@@ -1,25 +1,29 @@
-"""The protocol of /v1/completions, in SGLang's shapes: what a request may say, and what answers look like."""
+"""The protocol of /v1/completions, in the form of SGLang's: requests and answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import orjson
+from msgspec import Meta
 
 from pytest_dsr1.reference.scheduler import Scores
 from pytest_dsr1.reference.text import Vocabulary
 
-#: OpenAI's default, which SGLang shares.
+T = TypeVar("T")
+
+#: The default of OpenAI's API, and of SGLang.
 DEFAULT_MAX_TOKENS = 16
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """An error to answer a request with.
 
-    :param message: What is wrong with it.
-    :param status: HTTP status.
+    :param message: What is wrong with the request.
+    :param status: HTTP status of the answer.
     """
 
     def __init__(self, message: str, status: int = 400) -> None:
@@ -27,7 +31,7 @@ class ApiError(Exception):
         self.status = status
 
     def body(self) -> bytes:
-        """The error object, as SGLang writes it: the fields at top level, the status in `code`."""
+        """The error object as SGLang writes it: a flat object with the status in `code`."""
         kind = {400: "BadRequestError", 404: "NotFoundError"}.get(self.status, "InternalServerError")
         return orjson.dumps({"object": "error", "message": str(self), "type": kind, "param": None, "code": self.status})
 
@@ -36,9 +40,9 @@ class ApiError(Exception):
 class CompletionRequest:
     """A valid request.
 
-    :param prompts: Ids of each prompt; each gets a choice of its own.
-    :param logprobs: How many alternatives to list beside each token; None: no log-probabilities.
-    :param continuous_usage: Whether every event carries the usage so far.
+    :param prompts: The ids of each prompt; each prompt gets one choice.
+    :param logprobs: Number of alternatives to list for each token; None: no log-probabilities.
+    :param continuous_usage: Whether every event of a stream carries the usage so far.
     """
 
     model: str
@@ -55,82 +59,81 @@ class CompletionRequest:
     continuous_usage: bool
 
 
-def parse_json(body: bytes) -> Mapping[str, Any]:
-    """A request's body as an object.
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
-    :raises ApiError: It is none.
+
+class _Fields(msgspec.Struct):
+    """The fields of a body that the engine reads; see `decode_body`."""
+
+    prompt: object = None
+    model: str = ""
+    max_tokens: Annotated[int, Meta(ge=1)] = DEFAULT_MAX_TOKENS
+    temperature: Annotated[float, Meta(ge=0)] = 1.0
+    seed: Annotated[int, Meta(ge=0)] | None = None
+    stop: str | list[str] = ""
+    ignore_eos: bool = False
+    echo: bool = False
+    logprobs: Annotated[int, Meta(ge=0)] | None = None
+    stream: bool = False
+    stream_options: _StreamOptions = msgspec.field(default_factory=_StreamOptions)
+    # The engine supports no other values of these.
+    n: Annotated[int, Meta(ge=1, le=1)] = 1
+    best_of: Annotated[int, Meta(ge=1, le=1)] = 1
+    top_p: Annotated[float, Meta(ge=1, le=1)] = 1.0
+
+
+def decode_body(body: bytes, kind: type[T]) -> T:
+    """Decode the JSON object of a request.
+
+    Unknown fields are ignored, and a field that is null counts as absent.
+
+    :raises ApiError: if the body is not a JSON object, or a field has a wrong type or value; names the field.
     """
     try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(f"The request body is not valid JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ApiError(f"The request body must be a JSON object, not {type(parsed).__name__}.")
-    return parsed
+        fields = msgspec.json.decode(body, type=dict[str, Any])
+        return msgspec.convert({name: value for name, value in fields.items() if value is not None}, kind)
+    # UnicodeDecodeError: a string is not UTF-8. RecursionError: the body is nested too deeply.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(f"Invalid request body: {error}.") from error
 
 
 def parse_request(
-    body: Mapping[str, Any], vocabulary: Vocabulary, vocab_size: int, context_length: int, model: str
+    body: bytes, vocabulary: Vocabulary, vocab_size: int, context_length: int, model: str
 ) -> CompletionRequest:
-    """Check a request and make ids of its prompts. Unknown fields are ignored, and so is another model's name.
+    """Validate a request and turn its prompts into ids.
 
-    :param model: Name to answer with where the request names none.
-    :raises ApiError: It asks for something that cannot be done; says which field.
+    The name of another model is not an error; it is repeated in the answer.
+
+    :param model: Name of the model in the answer if the request has none.
+    :raises ApiError: if the request cannot be served; names the field.
     """
-    max_tokens = _field(body, "max_tokens", int, DEFAULT_MAX_TOKENS)
-    if max_tokens < 1:
-        raise ApiError(f"max_tokens must be at least 1, got {max_tokens}.")
-    for name in ("n", "best_of", "top_p"):
-        if body.get(name, 1) not in (None, 1):
-            raise ApiError(f"{name} must be 1: this engine supports no other value, got {body[name]!r}.")
-    temperature = _field(body, "temperature", float, 1.0)
-    if not 0 <= temperature < float("inf"):
-        raise ApiError(f"temperature must be a finite number of at least 0, got {temperature}.")
-    logprobs = _field(body, "logprobs", int, None)
-    if logprobs is not None and not 0 <= logprobs <= vocab_size:
-        raise ApiError(f"logprobs must be between 0 and the vocabulary size ({vocab_size}), got {logprobs}.")
-    seed = _field(body, "seed", int, None)
-    if seed is not None and seed < 0:
-        raise ApiError(f"seed must be at least 0, got {seed}.")
-    stops = body.get("stop")
-    stops = [stops] if isinstance(stops, str) else stops or []
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise ApiError("stop must be a string or a list of strings.")
-    options: Mapping[str, Any] = _field(body, "stream_options", dict, None) or {}
-
-    prompts = tuple(_prompts(body.get("prompt"), vocabulary))
+    fields = decode_body(body, _Fields)
+    if fields.logprobs is not None and fields.logprobs > vocab_size:
+        raise ApiError(f"logprobs must be at most the vocabulary size ({vocab_size}), got {fields.logprobs}.")
+    prompts = tuple(_prompts(fields.prompt, vocabulary))
     for prompt in prompts:
-        _check_prompt(prompt, max_tokens, vocab_size, context_length)
+        _check_prompt(prompt, fields.max_tokens, vocab_size, context_length)
+    stops = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     return CompletionRequest(
-        model=_field(body, "model", str, None) or model,
+        model=fields.model or model,
         prompts=prompts,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
+        max_tokens=fields.max_tokens,
+        temperature=fields.temperature,
+        seed=fields.seed,
         stops=tuple(stop for stop in stops if stop),
-        ignore_eos=_field(body, "ignore_eos", bool, False),
-        echo=_field(body, "echo", bool, False),
-        logprobs=logprobs,
-        stream=_field(body, "stream", bool, False),
-        include_usage=_field(options, "include_usage", bool, False),
-        continuous_usage=_field(options, "continuous_usage_stats", bool, False),
+        ignore_eos=fields.ignore_eos,
+        echo=fields.echo,
+        logprobs=fields.logprobs,
+        stream=fields.stream,
+        include_usage=bool(fields.stream_options.include_usage),
+        continuous_usage=bool(fields.stream_options.continuous_usage_stats),
     )
 
 
-def _field(body: Mapping[str, Any], name: str, kind: type[Any], default: Any) -> Any:
-    """A field of the type `kind`, null counting as absent; an integer will do for a float, a boolean for no number."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ApiError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}.")
-    return value
-
-
 def _prompts(prompt: object, vocabulary: Vocabulary) -> list[tuple[int, ...]]:
-    """The four forms of a prompt: text, ids, several texts, several lists of ids."""
+    """The ids of a prompt in one of its four forms: text, ids, texts, lists of ids."""
     if isinstance(prompt, str):
         return [tuple(vocabulary.encode(prompt))]
     if isinstance(prompt, list) and prompt:
@@ -165,7 +168,7 @@ def _check_prompt(prompt: tuple[int, ...], max_tokens: int, vocab_size: int, con
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """The usage object; nothing is ever cached."""
+    """The usage object; no token is ever taken from a cache."""
     return {
         "prompt_tokens": prompt_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
@@ -195,7 +198,7 @@ def choice(
 def completion(
     id_: str, created: int, model: str, choices: Sequence[Mapping[str, Any]], usage_: Mapping[str, Any] | None
 ) -> bytes:
-    """A response, or an event of one."""
+    """A response, or one event of a streamed response."""
     return orjson.dumps(
         {
             "id": id_,
@@ -211,11 +214,12 @@ def completion(
 def logprobs_object(
     vocabulary: Vocabulary, tokens: Sequence[int], scores: Sequence[Scores], *, unscored_first: bool, top: int
 ) -> dict[str, Any]:
-    """OpenAI's parallel lists.
+    """The `logprobs` object of OpenAI's API: lists with one entry per token.
 
-    :param tokens: The ids, prompt and generated.
-    :param scores: Of these tokens, in order, but for the first where `unscored_first`: nothing predicts it.
-    :param top: Alternatives listed; 0: `top_logprobs` is empty.
+    :param tokens: Ids of the prompt and of the generated tokens.
+    :param scores: Scores of these tokens, in order.
+    :param unscored_first: Whether the first token has no score, because nothing predicts it.
+    :param top: Number of alternatives to list; with 0, `top_logprobs` is empty.
     """
     texts = [vocabulary.decode([token]) for token in tokens]
     values: list[float | None] = [None] if unscored_first else []
@@ -226,7 +230,7 @@ def logprobs_object(
             for ids, logprobs in zip(part.top_ids.tolist(), part.top_logprobs.tolist(), strict=True):
                 alternatives: dict[str, float] = {}
                 for id_, logprob in zip(ids, logprobs, strict=True):
-                    # Different ids may have one text (parts of characters): the likelier keeps the place.
+                    # Different ids may have the same text (parts of characters): the most likely one is kept.
                     alternatives.setdefault(vocabulary.decode([id_]), logprob)
                 tops.append(alternatives)
     return {"text_offset": [-1] * len(texts), "token_logprobs": values, "tokens": texts, "top_logprobs": tops}

@@ -1,4 +1,4 @@
-"""A request under way: its sequences, and the bytes that answer it, one event per token."""
+"""A request in progress: its sequences, and the bytes of its answer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _numbers = itertools.count()
 
 
 class Response:
-    """Answers one request, stream or not.
+    """The answer to one request, streamed or not.
 
-    :param write: Takes each event of a stream, complete with its blank line; None: the answer is read from `body`.
+    :param eos: Token ids that end a text, unless the request ignores them.
+    :param write: Called with each event of a stream, its blank line included. None: the answer is read from `body`.
     :ivar done: Set when every sequence has finished.
     """
 
@@ -43,12 +44,12 @@ class Response:
 
     @property
     def sequences(self) -> list[Sequence]:
-        """What the scheduler is to run."""
+        """The sequences for the scheduler to run."""
         return [choice.sequence for choice in self._choices]
 
     @property
     def usage(self) -> dict[str, Any]:
-        """Tokens so far, of all choices."""
+        """Usage so far, over all choices."""
         return completions.usage(
             sum(len(choice.sequence.prompt) for choice in self._choices),
             sum(len(choice.sequence.generated) for choice in self._choices),
@@ -63,17 +64,17 @@ class Response:
         return completions.completion(self.id, self.created, self.request.model, choices, usage)
 
     def body(self) -> bytes:
-        """The whole answer, of a request that does not stream."""
+        """The whole answer to a request that does not stream."""
         return self.render([choice.object() for choice in self._choices], self.usage)
 
     def closing_events(self) -> bytes:
-        """What follows a stream's last token: usage, if wanted, and the end mark."""
+        """The events after a stream's last token: usage, if asked for, and [DONE]."""
         usage = _event(self.render([], self.usage)) if self.request.include_usage else b""
         return usage + _event(b"[DONE]")
 
 
 class _Choice:
-    """One prompt's part of a response."""
+    """The choice of one prompt."""
 
     def __init__(self, response: Response, index: int, prompt: tuple[int, ...], eos: frozenset[int]) -> None:
         request = response.request
@@ -93,10 +94,10 @@ class _Choice:
             top_logprobs=request.logprobs,
             score_prompt=request.echo and scored,
         )
-        # Almost every event is this, around its token's text: made once, since it is written for each token.
+        # Almost all events differ only in their token's text. The parts before and after it are rendered once. The text
+        # is the last string in an event, so a model's name that looks like the placeholder does not matter.
         plain = response.render([completions.choice(index, "\0", None, None, None)], None)
-        before, after = _event(plain).split(rb'"\u0000"')
-        self._before, self._after = before, after
+        self._before, _, self._after = _event(plain).rpartition(rb'"\u0000"')
         self._plain = not (scored or request.stops or request.continuous_usage)
         self._json = response.vocabulary.token_json
 
@@ -124,7 +125,7 @@ class _Choice:
             self._response.finished_one()
 
     def _next_text(self, sequence: Sequence) -> str:
-        """What the newest token adds to the text; ends the sequence at a stop string."""
+        """The text that the newest token adds; ends the sequence at a stop string."""
         text = self._text.push(sequence.generated[-1])
         if sequence.finish_reason is not None and self._text.stopped_by is None:
             text += self._text.flush()
@@ -142,7 +143,7 @@ class _Choice:
         return completions.choice(self._index, text, logprobs, None if reason is None else reason.value, matched)
 
     def _new_logprobs(self) -> dict[str, Any] | None:
-        """Those of the tokens since the last call; the first one has the prompt's too, where it is echoed."""
+        """Log-probabilities since the last call; at first with those of an echoed prompt."""
         sequence, top = self.sequence, self._response.request.logprobs
         if top is None:
             return None

@@ -1,4 +1,4 @@
-"""One interface, and a variant for each way a server comes about."""
+"""A server for a session: one interface, however the server came about."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.server import Served
 
-__all__ = ["Served", "Server", "ServerError", "Voice"]
+__all__ = ["Reporter", "Served", "Server", "ServerError", "SilentReporter"]
 
 
 class ServerError(RuntimeError):
@@ -16,55 +16,50 @@ class ServerError(RuntimeError):
 
 
 class Server(Protocol):
-    """A server for the length of a session. Nothing of it is called while a load is measured."""
+    """A server for a session. None of these methods is called while a load is measured."""
 
     def serve(self, point: Point | None = None) -> Served:
-        """Have it answer, as `point` needs it, and say what it is.
+        """Make sure that it answers, started as `point` needs it, and say what it is.
 
-        :param point: What is measured next; a launched server may have to be started anew for it.
-        :raises ServerError: It does not answer, now or any more.
+        :param point: What is measured next; a launched server may have to be restarted for it.
+        :raises ServerError: It does not answer.
         """
 
     def inspect(self) -> Served:
-        """What it is now, by its own word.
+        """Ask the server what it is now.
 
         :raises ServerError: It does not answer.
         """
 
     def flush_cache(self) -> None:
-        """Empty its prefix cache before a measurement, where that can be done."""
+        """Empty its prefix cache before a measurement, where that is possible."""
 
     def problem(self, patience_s: float) -> str:
-        """Why it cannot go on: it has ended, or does not answer; empty if it can.
+        """Why it cannot go on: it has ended, or does not answer; empty if it can go on.
 
-        :param patience_s: Longest wait for an answer.
+        :param patience_s: Longest wait for an answer, in seconds.
         """
 
     def stop(self) -> None:
-        """Leave it as it was found. Called at least once, also when it never answered."""
+        """Leave it as it was found. Called at least once, even if it never answered."""
 
-    def farewell(self, *, interrupted: bool) -> Sequence[str]:
-        """What its user may want to know of it at the end, in lines."""
+    def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
+        """What its user should know at the end of the session, in lines."""
 
 
-class Voice(Protocol):
-    """Who tells the user what happens to a server."""
+class Reporter(Protocol):
+    """Tells the user what happens to a server."""
 
     def line(self, text: str) -> None:
-        """Say something that stays to be read."""
+        """Print a line that stays."""
 
     def progress(self, text: str) -> None:
-        """Say how far something is; the next one takes its place."""
+        """Show the progress of something; the next call replaces the text."""
 
 
-class Silence:
-    """Nobody is told."""
+class SilentReporter:
+    """Tells nobody."""
 
     def line(self, text: str) -> None: ...
 
     def progress(self, text: str) -> None: ...
-
-
-def joined(lines: Sequence[str]) -> str:
-    """Lines of a log below an error's own."""
-    return "".join(f"\n    {line}" for line in lines)

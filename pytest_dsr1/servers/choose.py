@@ -1,34 +1,85 @@
-"""Who serves: `--server-url`, or the order of `--engine auto`."""
+"""Who serves: `--server-url`, or what `--engine` finds; and how a server would be launched."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_dsr1.core.config import DEFAULT_MODEL, Engine, SweepConfig
-from pytest_dsr1.servers import Server, ServerError, Voice, probe
-from pytest_dsr1.servers.accelerator import visible_gpus
+from pytest_dsr1.core.config import DEFAULT_MODEL, Engine, Point, SweepConfig
+from pytest_dsr1.servers import Reporter, Server, ServerError, probe
 from pytest_dsr1.servers.external import ExternalServer
-from pytest_dsr1.servers.interpreter import InterpreterNotFoundError, find_interpreter
-from pytest_dsr1.servers.plan import LaunchPlan, plan_launch
-from pytest_dsr1.servers.ports import holder_of, runs_with
-from pytest_dsr1.servers.recipe import RecipeError
-from pytest_dsr1.servers.sglang import SglangServer, new_log, require_port
+from pytest_dsr1.servers.launch import Launch, LaunchOptions, parse_server_arg, parse_server_env
+from pytest_dsr1.servers.launched import LaunchedServer, require_port
+from pytest_dsr1.servers.machine import Interpreter, InterpreterNotFoundError, find_interpreter, visible_gpus
+from pytest_dsr1.servers.ports import free_port, holder_of, runs_with
+from pytest_dsr1.servers.recipe import REFERENCE, Recipe, RecipeError, load_recipe, recipe_for
 
-#: Seconds that a server on --port gets to say that it is there.
+#: How long a server on --port may take to answer.
 PROBE_TIMEOUT_S = 2.0
+#: Where this package is imported from: a checkout need not be installed.
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchPlan:
+    """How a server would be launched here: everything that its command lines are made of.
+
+    :param interpreter: None where the recipe's command needs none, or no Python has SGLang.
+    :param missing: Which Pythons were asked for SGLang, and what they said; empty if one has it or none is needed.
+    """
+
+    gpus: tuple[str, ...]
+    recipe: Recipe
+    options: LaunchOptions
+    interpreter: Interpreter | None
+    missing: str = ""
+
+    def launch_for(self, point: Point) -> Launch:
+        """The launch for a point.
+
+        :raises RecipeError: The recipe cannot make one.
+        """
+        return self.recipe.launch_at(point, self.options, self._python)
+
+    def launches(self, points: Sequence[Point]) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
+        """Each launch, with the consecutive points that it serves."""
+        return self.recipe.launches(points, self.options, self._python)
+
+    @property
+    def why(self) -> str:
+        """What is launched, and why, for the header."""
+        seen = f"{len(self.gpus)} x {self.gpus[0]}" if self.gpus else "no GPU seen"
+        version = f" {self.interpreter.version}" if self.interpreter is not None else ""
+        model = self.options.model or self.recipe.model
+        return f"SGLang{version}, launched with {model} by recipe {self.recipe.name} ({seen})"
+
+    @property
+    def gpu_problem(self) -> str:
+        """That SGLang needs more GPUs than are visible, which it would find out after minutes; empty if not."""
+        tp = self.options.tp if self.options.tp is not None else self.recipe.tp
+        if not self.gpus or tp <= len(self.gpus):
+            return ""
+        source = "--tp" if self.options.tp is not None else f"recipe {self.recipe.name}"
+        return (
+            f"{source} needs {tp} GPUs and {len(self.gpus)} are visible; type --tp {len(self.gpus)}, or another model"
+        )
+
+    @property
+    def _python(self) -> str:
+        return self.interpreter.path if self.interpreter is not None else "python3"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The server of a session, or several that run already.
+    """The servers of a session: one, or several external ones.
 
-    :param why: For the header: which one, and why.
-    :param running: Whether it answers already, so that it can be asked before anything else is done.
-    :param is_reference: Whether it is known to be the embedded engine, before it is asked.
-    :param plan: How it will be launched, if it will.
+    :param why: Which one, and why, for the header.
+    :param running: Whether they run already, so that they can be asked before anything else is done.
+    :param is_reference: Whether it is known to be the embedded engine before it is asked.
+    :param plan: How SGLang will be launched; None if it will not.
     """
 
     servers: tuple[Server, ...]
@@ -38,10 +89,63 @@ class Choice:
     plan: LaunchPlan | None = None
 
 
-def choose(config: SweepConfig, environ: Mapping[str, str], logs: Path, voice: Voice) -> Choice:
+def plan_launch(config: SweepConfig, environ: Mapping[str, str]) -> LaunchPlan:
+    """Find recipe and interpreter.
+
+    :raises RecipeError: The recipe cannot be read, or none fits the GPUs.
+    """
+    if config.engine is Engine.REFERENCE:
+        return reference_plan()
+    wanted = config.launch
+    if wanted.recipe == REFERENCE:
+        raise RecipeError("--recipe reference: the embedded engine is started by --engine reference")
+    options = LaunchOptions(
+        model=config.model,
+        port=config.port,
+        tp=config.tp,
+        arguments=tuple(map(parse_server_arg, wanted.server_args)),
+        environment=tuple(map(parse_server_env, wanted.server_env)),
+    )
+    gpus = visible_gpus(environ)
+    recipe = load_recipe(wanted.recipe) if wanted.recipe is not None else recipe_for(gpus, config.model)
+    needs_python = any("{python}" in word for word in recipe.command)
+    interpreter, missing = _find_python(config, environ) if needs_python else (None, "")
+    return LaunchPlan(gpus=gpus, recipe=recipe, options=options, interpreter=interpreter, missing=missing)
+
+
+def _find_python(config: SweepConfig, environ: Mapping[str, str]) -> tuple[Interpreter | None, str]:
+    """A Python that has SGLang, or why there is none."""
+    try:
+        return find_interpreter(config.launch.sglang_python, environ), ""
+    except InterpreterNotFoundError as error:
+        return None, str(error)
+
+
+def print_launch(config: SweepConfig, points: Sequence[Point], say: Callable[[str], None]) -> str:
+    """Print every command line of the sweep with the points that it serves (--print-launch).
+
+    :return: Why nothing could be printed; empty if it was.
+    """
+    try:
+        plan = plan_launch(config, os.environ)
+        launches = plan.launches(points)
+    except RecipeError as error:
+        return str(error)
+    if plan.missing and config.launch.sglang_python is not None:
+        return plan.missing
+    say(f"# recipe {plan.recipe.name}: {plan.recipe.summary}")
+    if plan.missing:
+        say(f"# {plan.missing}")
+    for launch, served in launches:
+        say(f"# for {', '.join(point.id for point in served)}")
+        say(launch.shell_line)
+    return ""
+
+
+def choose(config: SweepConfig, environ: Mapping[str, str], logs: Path, reporter: Reporter) -> Choice:
     """Find who serves.
 
-    :param logs: Where a server that we start writes its output.
+    :param logs: Folder for the output of servers that we start.
     :raises ServerError: The one that was asked for cannot be had.
     :raises RecipeError: SGLang is to be launched, and no recipe says how.
     """
@@ -49,19 +153,19 @@ def choose(config: SweepConfig, environ: Mapping[str, str], logs: Path, voice: V
         servers = tuple(_external(config, url) for url in config.server_urls)
         return Choice(servers, f"{', '.join(config.server_urls)} (--server-url)", running=True)
     if config.engine is Engine.REFERENCE:
-        return _reference(logs, "the embedded reference engine (--engine reference)")
+        return _reference(config, logs, reporter, "the embedded reference engine (--engine reference)")
     if config.engine is Engine.SGLANG:
         plan = plan_launch(config, environ)
         if plan.missing:
             raise ServerError(f"--engine sglang: {plan.missing}")
-        return _kept(config, plan) or _launched(config, plan, logs, voice, "--engine sglang")
-    return _first_of_auto(config, environ, logs, voice)
+        return _kept(config, plan) or _launched(config, plan, logs, reporter, "--engine sglang")
+    return _first_of_auto(config, environ, logs, reporter)
 
 
-def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, voice: Voice) -> Choice:
-    """A healthy server on --port that names our model; SGLang; the embedded engine."""
+def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, reporter: Reporter) -> Choice:
+    """A healthy server on --port that serves our model; else SGLang; else the embedded engine."""
     plan, problem = None, None
-    # A recipe that was typed is a wish to launch, whatever is seen.
+    # Who types a recipe wants a launch, whatever GPUs are seen.
     if config.launch.recipe is not None or visible_gpus(environ):
         try:
             plan = plan_launch(config, environ)
@@ -75,41 +179,35 @@ def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, 
     if found:
         if typed := config.launch.typed:
             raise ServerError(
-                f"{typed[0]} says how SGLang is launched, but {url} runs already and serves {found}; "
+                f"{typed[0]} is for launching SGLang, but {url} runs already and serves {found}; "
                 f"stop it, choose another --port, or drop {typed[0]}"
             )
         external = ExternalServer(url, found, tp=config.tp, flush=config.flush_cache)
         return Choice((external,), f"{url} (it runs already and serves {found})", running=True)
+    absence = _absence(found, url, models)
     if plan is not None and not plan.missing:
-        why = f"{_absence(found, url, models)}, and there is an accelerator" if plan.gpus else "--recipe was typed"
-        return _launched(config, plan, logs, voice, why)
-    missing = plan.missing if plan is not None else "no accelerator is visible for SGLang"
+        why = f"{absence}, and there is a GPU" if plan.gpus else "--recipe was typed"
+        return _launched(config, plan, logs, reporter, why)
     if problem is not None:
-        # Without SGLang no recipe is wanted: whatever GPU a laptop has, the embedded engine serves.
-        missing = _no_interpreter(config, environ)
+        # Without SGLang no recipe is needed: whatever GPU a laptop has, the embedded engine serves.
+        _, missing = _find_python(config, environ)
         if not missing or config.launch.recipe is not None:
             raise problem
+    else:
+        missing = plan.missing if plan is not None else "no GPU is visible for SGLang"
     if typed := config.launch.typed:
-        raise ServerError(f"{typed[0]} says how SGLang is launched, but {missing}; see --engine sglang")
+        raise ServerError(f"{typed[0]} is for launching SGLang, but {missing}; see --engine sglang")
     if config.model is not None and not config.model_from_environment:
         # The embedded engine has a model of its own, whose figures nobody asked for.
         raise ServerError(
-            f"--model {config.model} was typed, but {_absence(found, url, models)}, and {missing}; "
+            f"--model {config.model} was typed, but {absence}, and {missing}; "
             "start a server, name one with --server-url, or drop --model"
         )
-    return _reference(logs, f"the embedded reference engine, since {_absence(found, url, models)}, and {missing}")
-
-
-def _no_interpreter(config: SweepConfig, environ: Mapping[str, str]) -> str:
-    try:
-        find_interpreter(config.launch.sglang_python, environ)
-    except InterpreterNotFoundError as error:
-        return str(error)
-    return ""
+    return _reference(config, logs, reporter, f"the embedded reference engine, since {absence}, and {missing}")
 
 
 def _kept(config: SweepConfig, plan: LaunchPlan) -> Choice | None:
-    """The server on --port, if it is the one that would be launched for every point: an earlier session kept it."""
+    """The server on --port, if an earlier session launched it as this one would for every point."""
     launches = plan.launches(config.points)
     launch = launches[0][0]
     holder = holder_of(launch.port)
@@ -124,7 +222,7 @@ def _kept(config: SweepConfig, plan: LaunchPlan) -> Choice | None:
 
 
 def _wanted(config: SweepConfig, plan: LaunchPlan | None) -> tuple[str, ...]:
-    """Names of the model under which a running server is ours; that of the recipe among them."""
+    """Names of the models that a running server may serve to be ours; the recipe's is among them."""
     names = [config.model if config.model is not None else DEFAULT_MODEL]
     if plan is not None:
         names.append(plan.launch_for(config.points[0]).model)
@@ -132,7 +230,7 @@ def _wanted(config: SweepConfig, plan: LaunchPlan | None) -> tuple[str, ...]:
 
 
 def _serves(url: str, models: tuple[str, ...]) -> str | None:
-    """Which of `models` a healthy server at `url` names; empty if none, None if nothing answers."""
+    """Which of `models` a healthy server at `url` lists; empty if none, None if no server answers."""
     try:
         served = probe.served_models(url, PROBE_TIMEOUT_S)
     except ServerError:
@@ -144,16 +242,16 @@ def _serves(url: str, models: tuple[str, ...]) -> str | None:
 def _absence(found: str | None, url: str, models: tuple[str, ...]) -> str:
     if found is None:
         return f"no server answers at {url}"
-    return f"the server at {url} is unhealthy or not {' or '.join(models)}"
+    return f"the server at {url} is not healthy or does not serve {' or '.join(models)}"
 
 
-def _launched(config: SweepConfig, plan: LaunchPlan, logs: Path, voice: Voice, why: str) -> Choice:
+def _launched(config: SweepConfig, plan: LaunchPlan, logs: Path, reporter: Reporter, why: str) -> Choice:
     if problem := plan.gpu_problem:
         raise ServerError(problem)
-    # What would fail at the first point fails now.
+    # Checked now, not at the first point.
     require_port(plan.launch_for(config.points[0]))
     wanted = config.launch
-    server = SglangServer(plan.launch_for, logs, voice, timeout_s=wanted.timeout_s, keep=wanted.keep)
+    server = LaunchedServer("SGLang", plan.launch_for, logs, reporter, timeout_s=wanted.timeout_s, keep=wanted.keep)
     return Choice((server,), f"{plan.why}; {why}", running=False, plan=plan)
 
 
@@ -163,9 +261,27 @@ def _external(config: SweepConfig, url: str) -> ExternalServer:
     )
 
 
-def _reference(logs: Path, why: str) -> Choice:
-    # Imported here: the engine's launcher is of no use to a sweep on somebody's server.
-    from pytest_dsr1.servers.reference import ReferenceServer
-
-    server = ReferenceServer(new_log(logs, str(os.getpid())))
+def _reference(config: SweepConfig, logs: Path, reporter: Reporter, why: str) -> Choice:
+    server = LaunchedServer(
+        "the embedded engine", reference_plan().launch_for, logs, reporter, timeout_s=config.launch.timeout_s
+    )
     return Choice((server,), why, running=False, is_reference=True)
+
+
+def reference_plan(weights: Path | None = None) -> LaunchPlan:
+    """How the embedded engine is launched: by its recipe, with our own Python, on a free port.
+
+    :param weights: Hugging Face folder to serve; None: the packaged model.
+    """
+    others = os.environ.get("PYTHONPATH")
+    python_path = os.pathsep.join([str(_PACKAGE_PARENT), *([others] if others else [])])
+    return LaunchPlan(
+        gpus=(),
+        recipe=load_recipe(REFERENCE),
+        options=LaunchOptions(
+            model=None if weights is None else str(weights.resolve()),
+            port=free_port(),
+            environment=(("PYTHONPATH", python_path),),
+        ),
+        interpreter=Interpreter(sys.executable, ""),
+    )

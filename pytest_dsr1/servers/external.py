@@ -1,4 +1,4 @@
-"""A server that somebody else runs: used, and never started, stopped or reconfigured."""
+"""A server that somebody else runs: never started, stopped or reconfigured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pytest_dsr1.servers import probe
 class ExternalServer:
     """A running OpenAI-compatible server.
 
-    :param insist: Whether `model` must be among those served (see `probe.inspect`).
+    :param model: The one to measure; None: the only one that it serves.
+    :param insist: Whether `model` must be served (see `probe.inspect`).
+    :param tp: `--tp` as typed: the number of GPUs where the server does not say it.
     :param flush: Whether its prefix cache may be emptied before each measurement.
     """
 
@@ -39,15 +41,15 @@ class ExternalServer:
         return probe.silence(self.url, patience_s)
 
     def stop(self) -> None:
-        """It is not ours to stop."""
+        """Do nothing: its owner stops it."""
 
-    def farewell(self, *, interrupted: bool) -> Sequence[str]:
+    def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
         return ()
 
 
 @dataclass
 class BoundServer:
-    """The controller's server in an xdist worker, which neither starts nor stops it.
+    """The controller's server in an xdist worker.
 
     :param served: What the controller found.
     """
@@ -61,7 +63,7 @@ class BoundServer:
     def inspect(self) -> Served:
         before = self.served
         found = probe.inspect(before.url, before.model)
-        # What only the controller can know.
+        # Only the controller knows these.
         found = replace(found, engine=before.engine, launch=before.launch, concurrent_servers=before.concurrent_servers)
         if found.num_gpus is None:
             found = replace(found, num_gpus=before.num_gpus, num_gpus_source=before.num_gpus_source)
@@ -74,7 +76,7 @@ class BoundServer:
         return probe.silence(self.served.url, patience_s)
 
     def stop(self) -> None:
-        """It is the controller's to stop."""
+        """Do nothing: the controller stops it."""
 
-    def farewell(self, *, interrupted: bool) -> Sequence[str]:
+    def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
         return ()

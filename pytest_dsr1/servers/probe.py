@@ -1,4 +1,4 @@
-"""The calls to a server that are not load: what it serves, what it says of itself, its cache."""
+"""The requests to a server that are not load: its models, its settings, its health, its cache."""
 
 from __future__ import annotations
 
@@ -8,21 +8,31 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    retry_if_result,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_fixed,
+)
 
 from pytest_dsr1.core.server import Served, describe, is_loopback
 from pytest_dsr1.servers import ServerError
 from pytest_dsr1.servers.ports import holder_of
 
-#: Seconds for one of these calls; a healthy server answers in milliseconds, one busy with a long prefill in seconds.
+#: For one request; a healthy server answers in milliseconds, one busy with a long prefill in seconds.
 TIMEOUT_S = 30.0
-#: A server that is asked what it is, and fails for a moment, is asked so often, so far apart.
+#: Attempts at a request that asks a server what it is, and the pause between two.
 TRIES, PAUSE_S = 3, 0.5
-#: SGLang refuses to flush while requests are running; what was cancelled takes a moment to go.
+#: SGLang refuses to flush while requests are running, and cancelled requests take a moment to end.
 FLUSH_DEADLINE_S = 30.0
+_FLUSH_PAUSE_S = 0.2
 
 
 def request(method: str, url: str, timeout_s: float = TIMEOUT_S) -> requests.Response:
-    """One call, without a proxy on loopback.
+    """Send one request; no proxy is used for loopback.
 
     :raises requests.RequestException: No answer.
     """
@@ -32,27 +42,36 @@ def request(method: str, url: str, timeout_s: float = TIMEOUT_S) -> requests.Res
 
 
 def _get(url: str, timeout_s: float, tries: int) -> requests.Response:
-    """GET, once more where it failed for a moment: a connection that broke, an HTTP 5xx. A time-out is no moment.
+    """GET, repeated after a broken connection or an HTTP 5xx; not after a time-out, which took long enough.
 
     :raises requests.RequestException: No answer.
     """
-    for _ in range(tries - 1):
-        try:
-            if (reply := request("GET", url, timeout_s)).status_code < 500:
-                return reply
-        except requests.Timeout:
-            raise
-        except requests.ConnectionError:
-            pass
-        time.sleep(PAUSE_S)
-    return request("GET", url, timeout_s)
+    retrying = Retrying(
+        retry=retry_if_exception(_is_broken_connection) | retry_if_result(lambda reply: reply.status_code >= 500),
+        stop=stop_after_attempt(tries),
+        wait=wait_fixed(PAUSE_S),
+        retry_error_callback=_last,
+    )
+    return retrying(request, "GET", url, timeout_s)
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    # A connection that is not accepted in time is both.
+    return isinstance(error, requests.ConnectionError) and not isinstance(error, requests.Timeout)
+
+
+def _last(state: RetryCallState) -> requests.Response:
+    """The last answer, or the last exception, in place of tenacity's own."""
+    assert state.outcome is not None
+    reply: requests.Response = state.outcome.result()
+    return reply
 
 
 def served_models(url: str, timeout_s: float = TIMEOUT_S, tries: int = 1) -> dict[str, dict[str, Any]]:
-    """The models that /v1/models names, with what it says of each.
+    """The models that /v1/models lists, each with its fields.
 
-    :param tries: How often it is asked where it fails for a moment.
-    :raises ServerError: No answer, or none that lists models.
+    :param tries: Attempts where the request fails for a moment.
+    :raises ServerError: No answer, or one that lists no models.
     """
     try:
         reply = _get(f"{url}/v1/models", timeout_s, tries)
@@ -66,14 +85,14 @@ def served_models(url: str, timeout_s: float = TIMEOUT_S, tries: int = 1) -> dic
         models = {}
     if reply.status_code != 200 or not models:
         raise ServerError(
-            f"{url}/v1/models answered HTTP {reply.status_code} and names no model; "
-            "an OpenAI-compatible server is needed there"
+            f"{url}/v1/models answered HTTP {reply.status_code} and lists no model; "
+            "the URL must be that of an OpenAI-compatible server"
         )
     return models
 
 
 def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
-    """Whether anybody speaks HTTP there."""
+    """Whether an HTTP server answers there."""
     try:
         request("GET", url, timeout_s)
     except requests.RequestException:
@@ -82,7 +101,7 @@ def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
 
 
 def is_healthy(url: str, timeout_s: float = TIMEOUT_S) -> bool:
-    """Whether /health answers 200. Never ask while measuring: SGLang runs a prefill for each."""
+    """Whether /health answers 200. Never call it while measuring: SGLang runs a prefill for each call."""
     try:
         return request("GET", f"{url}/health", timeout_s).status_code == 200
     except requests.RequestException:
@@ -90,9 +109,9 @@ def is_healthy(url: str, timeout_s: float = TIMEOUT_S) -> bool:
 
 
 def silence(url: str, deadline_s: float) -> str:
-    """Whether a server that stopped answering answers again.
+    """Wait for a server that stopped answering to answer again.
 
-    :return: What it does instead of answering; empty if it answers.
+    :return: What was found instead of an answer; empty if it answers.
     """
     until = time.monotonic() + deadline_s
     while True:
@@ -111,14 +130,14 @@ def silence(url: str, deadline_s: float) -> str:
                 return ""
         if time.monotonic() > until:
             return f"the server at {url} hangs: {found}, for {deadline_s:.0f} s"
-        time.sleep(0.5)
+        time.sleep(PAUSE_S)
 
 
 def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int | None = None) -> Served:
     """Ask a running server what it is.
 
-    :param model: The one wanted; None: the only one that it serves.
-    :param insist: Whether another model than the wanted one is an error; if not, it is taken as a mere preference.
+    :param model: The wanted one; None: the only one that the server lists.
+    :param insist: Whether it is an error if the server lists other models only; if not, `model` is a preference.
     :raises ServerError: No answer, several models to choose from, or not the wanted one.
     """
     models = served_models(url, tries=TRIES)
@@ -131,11 +150,11 @@ def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int 
         model = next(iter(models))
     info: dict[str, Any] = {}
     for path in ("model_info", "server_info"):
-        # Older servers have the same under get_…
+        # Older servers have the same under the name get_…
         info |= _json_object(f"{url}/{path}") or _json_object(f"{url}/get_{path}")
     if "version" not in info:
         info |= {key: said for key, said in _json_object(f"{url}/version").items() if key == "version"}
-    # vLLM says these of each model, and has no /server_info.
+    # vLLM has no /server_info; these are fields of its /v1/models.
     for key, name in (("max_model_len", "max_model_len"), ("root", "model_path")):
         if models[model].get(key) is not None:
             info.setdefault(name, models[model][key])
@@ -143,7 +162,7 @@ def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int 
 
 
 def _process(url: str) -> dict[str, Any] | None:
-    """Who listens there, if it is this machine and may be seen."""
+    """The process that listens there, if it is on this machine and may be seen."""
     parts = urlsplit(url)
     if not is_loopback(url):
         return None
@@ -165,14 +184,17 @@ def flush_cache(url: str, deadline_s: float = FLUSH_DEADLINE_S) -> str:
 
     :return: Why it was not emptied; empty if it was, or if the server has no such call (404, 405).
     """
-    until = time.monotonic() + deadline_s
-    while True:
-        try:
-            reply = request("POST", f"{url}/flush_cache")
-        except requests.RequestException as error:
-            return f"/flush_cache failed ({type(error).__name__})"
-        if reply.status_code in (200, 404, 405):
-            return ""
-        if time.monotonic() > until:
-            return f"/flush_cache still answers HTTP {reply.status_code} after {deadline_s:.0f} s"
-        time.sleep(0.2)  # busy: SGLang flushes only when nothing runs
+    retrying = Retrying(
+        # Any other status: SGLang is busy, and flushes only when nothing runs.
+        retry=retry_if_result(lambda reply: reply.status_code not in (200, 404, 405)),
+        stop=stop_after_delay(deadline_s),
+        wait=wait_fixed(_FLUSH_PAUSE_S),
+        retry_error_callback=_last,
+    )
+    try:
+        status = retrying(request, "POST", f"{url}/flush_cache").status_code
+    except requests.RequestException as error:
+        return f"/flush_cache failed ({type(error).__name__})"
+    if status in (200, 404, 405):
+        return ""
+    return f"/flush_cache still answers HTTP {status} after {deadline_s:.0f} s"

@@ -1,52 +1,89 @@
-"""A recipe, read from TOML: which arguments and variables a server gets, and what that depends on."""
+"""A recipe, read from TOML: a server's arguments and variables, some of them only at certain points."""
 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+import msgspec
+from msgspec.structs import asdict, force_setattr, replace
 
 from pytest_dsr1.core.config import Point
-from pytest_dsr1.servers.arguments import Value, argument_problem, parse_server_arg, variable_problem
+from pytest_dsr1.servers.launch import (
+    DEFAULT_HOST,
+    Launch,
+    LaunchOptions,
+    Value,
+    argument_problem,
+    argument_words,
+    variable_problem,
+)
 
-#: What --tp means where neither it nor a recipe says otherwise.
-DEFAULT_TP = 8
-DEFAULT_COMMAND = ("{python}", "-m", "sglang.launch_server")
-#: Recipe for a machine without GPUs.
+#: The recipe for a machine without GPUs.
 CPU = "cpu"
+#: The recipe of the embedded engine. It names no GPU, so only its name chooses it.
+REFERENCE = "reference"
 
 _SHIPPED = Path(__file__).parent / "recipes"
-_FIELDS = (
-    "summary", "source", "extends", "model", "family", "gpus", "tp", "command", "environment", "arguments", "when",
-)  # fmt: skip
-_CONDITIONS = ("isl", "osl", "conc_above", "conc_below")
-_RULE_FIELDS = (*_CONDITIONS, "environment", "arguments")
 _PLACEHOLDER = re.compile(r"\{\w*\}")
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Command = Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
+#: What TOML may say of an argument and of a variable; False leaves it out.
+ArgumentValue = bool | int | float | str | Annotated[list[str | int | float], msgspec.Meta(min_length=1)]
+VariableValue = bool | int | float | str
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be used or chosen: what was tried, what was found, what to do."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What a recipe changes at some points. Every condition that is not None must hold.
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Arguments and variables, validated one by one, so that an error names the one that is wrong.
 
-    :param conc_above: Concurrencies above this one, itself excluded; likewise `conc_below`.
+    :param arguments: Name to value, in the order of the command line; False leaves the argument out.
+    :param environment: Variable to text; None leaves the variable out.
     """
 
-    isl: int | None = None
-    osl: int | None = None
-    conc_above: int | None = None
-    conc_below: int | None = None
-    arguments: Mapping[str, Value] = field(default_factory=dict)
-    environment: Mapping[str, str | None] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = {}
+    environment: Mapping[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "arguments", _each("arguments", self.arguments, _argument))
+        force_setattr(self, "environment", _each("environment", self.environment, _variable))
+
+    def without(self, other: _Settings) -> Self:
+        """The same, less what `other` sets."""
+        return replace(
+            self,
+            arguments={name: value for name, value in self.arguments.items() if name not in other.arguments},
+            environment={name: value for name, value in self.environment.items() if name not in other.environment},
+        )
+
+
+class When(_Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a recipe changes at some points. Every condition that is not None must hold.
+
+    :param conc_above: Lower bound of the concurrency, itself excluded.
+    :param conc_below: Upper bound of the concurrency, itself excluded.
+    """
+
+    isl: Count | None = None
+    osl: Count | None = None
+    conc_above: Count | None = None
+    conc_below: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.isl, self.osl, self.conc_above, self.conc_below) == (None, None, None, None):
+            raise ValueError("has no condition; the conditions are isl, osl, conc_above, conc_below")
 
     def applies(self, point: Point) -> bool:
-        """Whether `point` is among its points."""
+        """Whether the conditions hold at `point`."""
         return (
             self.isl in (None, point.isl)
             and self.osl in (None, point.osl)
@@ -55,68 +92,122 @@ class Rule:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a server is launched, with all that it extends merged in.
+class RecipeFile(_Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fields of a recipe file.
 
-    :param name: Of a shipped recipe; the file name of another.
-    :param model: Served when nobody says `--model`; None: somebody must.
-    :param family: What the name of a model contains that the automatic choice takes it for; None: of any.
-    :param gpus: What the name of a GPU contains that the automatic choice takes it for; none: only by name.
-    :param arguments: Name to value, in the order of the command line; False leaves one out.
-    :param environment: Variable to value; None leaves one out.
-    :param rules: In order; a later one wins.
+    :param summary: Printed by `--print-launch`.
+    :param source: Where the arguments come from.
+    :param extends: A shipped recipe's name, or a path relative to this file.
+    :param model: Served unless `--model` is typed; None: `--model` is required.
+    :param family: Part of the names of the models that the automatic choice uses it for; None: all models.
+    :param gpus: Parts of the names of the GPUs that the automatic choice uses it for; none: chosen by name only.
+    :param when: In order; a later one overrides an earlier one.
+    """
+
+    summary: Text = ""
+    source: Text = ""
+    extends: Text | None = None
+    model: Text | None = None
+    family: Text | None = None
+    gpus: tuple[Text, ...] = ()
+    tp: Count = 8
+    command: Command = ("{python}", "-m", "sglang.launch_server")
+    when: tuple[When, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for word in self.command:
+            if unknown := sorted(set(_PLACEHOLDER.findall(word)) - {"{python}"}):
+                raise ValueError(f"command: has {', '.join(unknown)}; the only placeholder is {{python}}")
+            name, equals, value = word.removeprefix("--").partition("=")
+            if word.startswith("--") and (problem := argument_problem(name, value if equals else True)):
+                raise ValueError(f"command: {problem}")
+
+
+class Recipe(RecipeFile, frozen=True, kw_only=True):
+    """How a server is launched, with everything merged in that the recipe extends.
+
+    :param name: Of a shipped recipe; the file name of any other.
     """
 
     name: str
-    summary: str = ""
-    source: str = ""
-    model: str | None = None
-    family: str | None = None
-    gpus: tuple[str, ...] = ()
-    tp: int = DEFAULT_TP
-    command: tuple[str, ...] = DEFAULT_COMMAND
-    arguments: Mapping[str, Value] = field(default_factory=dict)
-    environment: Mapping[str, str | None] = field(default_factory=dict)
-    rules: tuple[Rule, ...] = ()
 
     def fits_gpus(self, gpus: Sequence[str]) -> bool:
-        """Whether each of `gpus` is one that it is for."""
+        """Whether the recipe is for each of `gpus`."""
         return all(any(pattern.lower() in gpu.lower() for pattern in self.gpus) for gpu in gpus)
 
     def fits_model(self, model: str | None) -> bool:
-        """Whether `model` is of its family; its own, when None, is."""
+        """Whether the recipe is for `model`; None stands for its own."""
         return self.family is None or model is None or self.family.lower() in model.lower()
 
-    def at(self, point: Point) -> tuple[dict[str, Value], dict[str, str | None]]:
-        """Arguments and variables at `point`."""
-        arguments, environment = dict(self.arguments), dict(self.environment)
-        for rule in self.rules:
-            if rule.applies(point):
-                arguments |= rule.arguments
-                environment |= rule.environment
-        return arguments, environment
+    def launch_at(self, point: Point, options: LaunchOptions, python: str) -> Launch:
+        """The launch for `point`: typed options override [[when]], which overrides the rest of the recipe.
+
+        :param python: The interpreter that stands for {python}.
+        :raises RecipeError: Neither recipe nor options name a model.
+        """
+        model = options.model or self.model
+        if model is None:
+            raise RecipeError(f"recipe {self.name} names no model; type --model NAME|PATH")
+        arguments: dict[str, Value] = dict(self.arguments)
+        variables: dict[str, str | None] = dict(self.environment)
+        for each in self.when:
+            if each.applies(point):
+                arguments |= each.arguments
+                variables |= each.environment
+        arguments |= {typed.name: True if typed.value is None else typed.value for typed in options.arguments}
+        variables |= options.environment
+        # Both are texts where they are read, or False where a recipe leaves out what it inherits.
+        host = str(arguments.pop("host", False) or DEFAULT_HOST)
+        served = str(arguments.get("served-model-name", False) or model)
+        ours: dict[str, Value] = {
+            "model-path": model,
+            "host": host,
+            "port": options.port,
+            "tensor-parallel-size": options.tp if options.tp is not None else self.tp,
+        }
+        return Launch(
+            recipe=self.name,
+            argv=(
+                *(word.replace("{python}", python) for word in self.command),
+                *(word for name, value in {**ours, **arguments}.items() for word in argument_words(name, value)),
+            ),
+            environment=tuple(sorted((name, value) for name, value in variables.items() if value is not None)),
+            model=served,
+            host=host,
+            port=options.port,
+        )
+
+    def launches(
+        self, points: Sequence[Point], options: LaunchOptions, python: str
+    ) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
+        """The launches of a sweep in its order, each with the consecutive points that it serves.
+
+        :raises RecipeError: As `launch_at` does.
+        """
+        runs = groupby(points, key=lambda point: self.launch_at(point, options, python))
+        return tuple((launch, tuple(group)) for launch, group in runs)
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The shipped recipes."""
-    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.toml")))
+    """The shipped recipes for SGLang; the embedded engine's is not among those that a user chooses from."""
+    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.toml") if path.stem != REFERENCE))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
     """A shipped recipe by its name, or the one in a file.
 
     :param name_or_path: A path has a / or ends in .toml.
-    :raises RecipeError: There is none, or it or one that it extends says what no recipe can.
+    :raises RecipeError: There is none, or it or one that it extends is invalid.
     """
     return _load(_find(name_or_path, Path(), "--recipe"), ())
 
 
 def recipe_for(gpus: Sequence[str], model: str | None) -> Recipe:
-    """The shipped recipe for this machine; one for a family of models goes before one for any.
+    """The shipped recipe for this machine; one for a family of models goes before one for all models.
 
     :param gpus: Names as `visible_gpus` has them; none: the CPU's recipe.
-    :param model: As typed; None: whichever the recipe serves.
+    :param model: As typed; None: the recipe's.
     :raises RecipeError: None fits all GPUs and the model.
     """
     if not gpus:
@@ -126,7 +217,6 @@ def recipe_for(gpus: Sequence[str], model: str | None) -> Recipe:
     if fitting:
         return min(fitting, key=lambda recipe: recipe.family is None)
     found = " and ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
-    # "Which GPU?" is answered before "which model?".
     why = "; ".join(f"{recipe.name} is for models named …{recipe.family}…, not {model}" for recipe in for_gpus)
     raise RecipeError(f"no recipe fits {found}{f' ({why})' if why else ''}; {_choices('--recipe')}")
 
@@ -138,8 +228,8 @@ def _choices(option: str) -> str:
 def _find(name_or_path: str, folder: Path, asked_by: str) -> Path:
     if "/" in name_or_path or name_or_path.endswith(".toml"):
         return folder / Path(name_or_path).expanduser()
-    if name_or_path not in recipe_names():
-        raise RecipeError(f"{asked_by} {name_or_path!r}: no such recipe; {_choices(asked_by)}")
+    if name_or_path not in (*recipe_names(), REFERENCE):
+        raise RecipeError(f"{asked_by} {name_or_path!r}: there is no such recipe; {_choices(asked_by)}")
     return _SHIPPED / f"{name_or_path}.toml"
 
 
@@ -148,150 +238,69 @@ def _load(path: Path, extending: tuple[Path, ...]) -> Recipe:
     if any(path.resolve() == other.resolve() for other in extending):
         chain = " extends ".join(str(each) for each in (*extending, path))
         raise RecipeError(f"a recipe cannot extend itself: {chain}")
-    where = str(path)
-    table = _read(path)
-    _refuse_unknown(table, _FIELDS, where)
-    base = Recipe(name="")
-    if "extends" in table:
-        base = _load(_find(_text(table, "extends", where), path.parent, f"{where}: extends"), (*extending, path))
-    arguments, environment = _arguments(table, where), _environment(table, where)
-    own_rules = _rules(table, where)
-    return Recipe(
-        name=path.stem if path.parent == _SHIPPED else path.name,
-        summary=_text(table, "summary", where) if "summary" in table else "",
-        source=_text(table, "source", where) if "source" in table else base.source,
-        model=_text(table, "model", where) if "model" in table else base.model,
-        family=_text(table, "family", where) if "family" in table else base.family,
-        gpus=_texts(table, "gpus", where, may_be_empty=True) if "gpus" in table else (),
-        tp=_count(table, "tp", where) if "tp" in table else base.tp,
-        command=_command(table, where) if "command" in table else base.command,
-        arguments={**base.arguments, **arguments},
-        environment={**base.environment, **environment},
-        # Whoever extends has the last word, over rules too, as --server-arg has.
-        rules=(*_without(base.rules, arguments, environment), *own_rules),
-    )
+    own, given = _read(path)
+    fields = asdict(own) | {"name": path.stem if path.parent == _SHIPPED else path.name}
+    if own.extends is not None:
+        base = _load(_find(own.extends, path.parent, f"{path}: extends"), (*extending, path))
+        inherited = {"source", "model", "family", "tp", "command"} - given
+        fields |= {name: getattr(base, name) for name in inherited}
+        fields["arguments"] = {**base.arguments, **own.arguments}
+        fields["environment"] = {**base.environment, **own.environment}
+        # The file that extends has the last word over inherited [[when]] too, as --server-arg has.
+        fields["when"] = (*(each.without(own) for each in base.when), *own.when)
+    return Recipe(**fields)
 
 
-def _without(
-    rules: Sequence[Rule], arguments: Mapping[str, Value], environment: Mapping[str, str | None]
-) -> tuple[Rule, ...]:
-    """`rules`, less what they say of these arguments and variables."""
-    return tuple(
-        replace(
-            rule,
-            arguments={name: value for name, value in rule.arguments.items() if name not in arguments},
-            environment={name: value for name, value in rule.environment.items() if name not in environment},
-        )
-        for rule in rules
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[RecipeFile, set[str]]:
+    """One file, and the names of the fields that it sets."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table = msgspec.toml.decode(path.read_bytes())
+        return msgspec.convert(table, RecipeFile), set(table)
     except OSError as error:
-        raise RecipeError(f"{path}: no recipe can be read there ({error.strerror}); {_choices('--recipe')}") from error
+        raise RecipeError(f"{path}: the recipe cannot be read ({error.strerror}); {_choices('--recipe')}") from error
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{path}: {_explained(str(error), table)}") from None
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
 
 
-def _rules(table: Mapping[str, Any], where: str) -> tuple[Rule, ...]:
-    tables = table.get("when", [])
-    if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
-        raise RecipeError(f"{where}: when is {_shown(tables)}, must be tables: [[when]]")
-    return tuple(_rule(each, f"{where}, [[when]] {number}") for number, each in enumerate(tables, start=1))
+def _explained(message: str, table: Any) -> str:
+    """msgspec's message, led by the key, and with the value that was found."""
+    expected, _, place = message.partition(" - at `$.")
+    key, found = place.removesuffix("`"), table
+    for step in re.findall(r"\w+", key):
+        found = found[int(step)] if isinstance(found, list) else found[step]
+    where = f"{key}: " if key else ""
+    if "unknown field" in expected:
+        return f"{where}{expected}; known are {', '.join((When if key else RecipeFile).__struct_fields__)}"
+    return f"{where}{expected}" + (f", found {repr(found)[:60]}" if expected.startswith("Expected") else "")
 
 
-def _rule(table: Mapping[str, Any], where: str) -> Rule:
-    _refuse_unknown(table, _RULE_FIELDS, where)
-    conditions = {key: _count(table, key, where) for key in _CONDITIONS if key in table}
-    if not conditions:
-        raise RecipeError(f"{where}: has no condition; known are {', '.join(_CONDITIONS)}")
-    arguments, environment = _arguments(table, where), _environment(table, where)
-    if not arguments and not environment:
-        raise RecipeError(f"{where}: changes nothing; it needs arguments or environment")
-    return Rule(**conditions, arguments=arguments, environment=environment)
+def _each(table: str, values: Mapping[str, Any], read: Callable[[str, Any], object]) -> dict[str, Any]:
+    checked = {}
+    for name, value in values.items():
+        try:
+            checked[name] = read(name, value)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{table}.{name}: {error}, found {repr(value)[:60]}") from None
+        except ValueError as error:
+            raise ValueError(f"{table}.{name}: {error}") from None
+    return checked
 
 
-def _arguments(table: Mapping[str, Any], where: str) -> dict[str, Value]:
-    arguments: dict[str, Value] = {}
-    for name, raw in _table(table, "arguments", where).items():
-        value = _value(raw, f"{where}: arguments.{name}")
-        # Left out, it is no argument: nothing is wrong with its value.
-        if problem := argument_problem(name, "-" if value is False else value):
-            raise RecipeError(f"{where}: arguments.{name}: {problem}")
-        arguments[name] = value
-    return arguments
-
-
-def _value(raw: object, where: str) -> Value:
-    if isinstance(raw, bool | int | float | str):
-        return raw
-    # In Python, True is an int.
-    if isinstance(raw, list) and raw and {type(each) for each in raw} <= {str, int, float}:
-        return tuple(str(each) for each in raw)
-    raise RecipeError(f"{where} is {_shown(raw)}, must be true, false, a number, a text, or a list of numbers or texts")
-
-
-def _environment(table: Mapping[str, Any], where: str) -> dict[str, str | None]:
-    environment: dict[str, str | None] = {}
-    for name, raw in _table(table, "environment", where).items():
-        if raw is not False and (isinstance(raw, bool) or not isinstance(raw, str | int | float)):
-            raise RecipeError(
-                f"{where}: environment.{name} is {_shown(raw)}, must be a text or a number, or false to leave it out"
-            )
-        value = None if raw is False else str(raw)
-        if problem := variable_problem(name, value or ""):
-            raise RecipeError(f"{where}: environment.{name}: {problem}")
-        environment[name] = value
-    return environment
-
-
-def _command(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    command = _texts(table, "command", where)
-    for word in command:
-        if unknown := set(_PLACEHOLDER.findall(word)) - {"{python}"}:
-            raise RecipeError(f"{where}: command has {', '.join(sorted(unknown))}; the only placeholder is {{python}}")
-        if word.startswith("--"):
-            try:
-                parse_server_arg(word)
-            except ValueError as error:
-                raise RecipeError(f"{where}: command: {error}") from None
-    return command
-
-
-def _table(table: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-    value = table.get(key, {})
-    if not isinstance(value, dict):
-        raise RecipeError(f"{where}: {key} is {_shown(value)}, must be a table: [{key}]")
+def _argument(name: str, raw: object) -> Value:
+    converted = msgspec.convert(raw, ArgumentValue)
+    value = tuple(map(str, converted)) if isinstance(converted, list) else converted
+    # An argument that is left out has no value that could be wrong.
+    if problem := argument_problem(name, "-" if value is False else value):
+        raise ValueError(problem)
     return value
 
 
-def _text(table: Mapping[str, Any], key: str, where: str) -> str:
-    value = table[key]
-    if not isinstance(value, str) or not value.strip():
-        raise RecipeError(f"{where}: {key} is {_shown(value)}, must be a non-empty text")
+def _variable(name: str, raw: object) -> str | None:
+    if raw is True:
+        raise ValueError("Expected a text or a number, or false to leave it out, found True")
+    value = None if raw is None or raw is False else str(msgspec.convert(raw, VariableValue))
+    if problem := variable_problem(name, value or ""):
+        raise ValueError(problem)
     return value
-
-
-def _texts(table: Mapping[str, Any], key: str, where: str, *, may_be_empty: bool = False) -> tuple[str, ...]:
-    value = table[key]
-    if isinstance(value, list) and all(isinstance(each, str) and each for each in value) and (value or may_be_empty):
-        return tuple(value)
-    raise RecipeError(f"{where}: {key} is {_shown(value)}, must be a list of non-empty texts")
-
-
-def _count(table: Mapping[str, Any], key: str, where: str) -> int:
-    value = table[key]
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise RecipeError(f"{where}: {key} is {_shown(value)}, must be a whole number from 1")
-
-
-def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    if unknown := sorted(table.keys() - set(known)):
-        raise RecipeError(f"{where}: has {', '.join(unknown)}, which means nothing; known are {', '.join(known)}")
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:60]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine import running_engine
 from tests.project import Project
 
 #: Random weights, of the architectures of Llama and of DeepSeek-V3.
@@ -23,13 +24,8 @@ def project(tmp_path: Path) -> Project:
 @pytest.fixture(scope="module")
 def reference_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One embedded engine for a module's tests."""
-    from pytest_dsr1.servers.reference import ReferenceServer
-
-    server = ReferenceServer(tmp_path_factory.mktemp("engine") / "engine.log")
-    try:
-        yield server.start().url
-    finally:
-        server.stop()
+    with running_engine(tmp_path_factory.mktemp("engine")) as served:
+        yield served.url
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pytest_dsr1.accuracy import AccuracyError
+from pytest_dsr1.accuracy import AccuracyError, AccuracyMeasurement, evaluate, warm_up_imports
 from pytest_dsr1.accuracy.documents import AccuracyTask, Document
-from pytest_dsr1.accuracy.evaluate import AccuracyMeasurement, evaluate, warm_up_imports
-from pytest_dsr1.vocabulary import Endpoint, Tokenizer
+from pytest_dsr1.accuracy.tokenizer import Tokenizer
+from pytest_dsr1.core.server import Served
 from tests.servers.echo import BOS, EchoServer, encode, logprob
 
 TOKENIZER = Tokenizer(encode, BOS, "bytes")
@@ -36,10 +36,14 @@ def _imports() -> None:
     warm_up_imports()
 
 
+def served(url: str, model: str = "m") -> Served:
+    return Served(url=url, model=model, engine="external")
+
+
 def measured(
     server: EchoServer, concurrency: int = 4, task: AccuracyTask = TASK, **options: Any
 ) -> AccuracyMeasurement:
-    return evaluate(task, Endpoint(server.url, "known-model"), TOKENIZER, concurrency, **options)
+    return evaluate(task, served(server.url, "known-model"), TOKENIZER, concurrency, **options)
 
 
 def test_figures_are_the_closed_form_of_known_logprobs() -> None:
@@ -79,7 +83,7 @@ def test_requests_are_lm_evals_with_ids_and_our_prefix() -> None:
 def test_a_prefix_with_id_0_is_sent() -> None:
     """It is not taken for a missing one."""
     with EchoServer().running() as server:
-        evaluate(TASK.first(1), Endpoint(server.url, "m"), Tokenizer(encode, 0, "bytes"), 1)
+        evaluate(TASK.first(1), served(server.url), Tokenizer(encode, 0, "bytes"), 1)
     assert [payload["prompt"][0][0] for payload in server.payloads] == [0]
 
 
@@ -121,7 +125,7 @@ def replaced(position: int, value: object) -> Callable[[list[Any]], list[Any]]:
         (replaced(1, -math.inf), "log-probability 1 of .* is -inf"),
         (replaced(1, 0.5), r"log-probability 1 of .* is 0\.5, above 0"),
         (lambda entries: [0.0] * len(entries), "0 for every log-probability"),
-        (lambda entries: [-1e6] * len(entries), "beyond floating point"),
+        (lambda entries: [-1e6] * len(entries), "exceeds the range of floating point"),
     ],
 )
 def test_a_broken_server_is_an_error_and_never_a_perplexity(
@@ -161,7 +165,7 @@ def test_nobody_listening_is_an_error_with_the_url() -> None:
         taken.bind(("127.0.0.1", 0))
         url = "http://127.0.0.1:{1}".format(*taken.getsockname())
         with pytest.raises(AccuracyError, match=f"{url}/v1/completions was lost .*whether the server is alive"):
-            evaluate(TASK, Endpoint(url, "m"), TOKENIZER, 4)
+            evaluate(TASK, served(url), TOKENIZER, 4)
 
 
 def test_a_silent_server_is_an_error_after_the_deadline() -> None:
@@ -205,10 +209,10 @@ def test_importing_is_light_until_it_is_warmed_up() -> None:
     """A plugin that imports this module loads neither lm-eval nor transformers, which take seconds."""
     script = """
         import sys
-        import pytest_dsr1.accuracy.evaluate, pytest_dsr1.accuracy.documents, pytest_dsr1.vocabulary
+        import pytest_dsr1.accuracy
         heavy = {"lm_eval", "transformers", "datasets", "aiohttp", "tokenizers", "huggingface_hub"}
         print(sorted(heavy & set(sys.modules)))
-        pytest_dsr1.accuracy.evaluate.warm_up_imports()
+        pytest_dsr1.accuracy.warm_up_imports()
         print(sorted({"lm_eval.evaluator", "aiohttp"} & set(sys.modules)))
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
@@ -220,13 +224,17 @@ def test_importing_is_light_until_it_is_warmed_up() -> None:
 def test_ctrl_c_gets_through() -> None:
     """KeyboardInterrupt comes out, at once, while requests are in flight."""
     script = """
-        import sys
+        import signal, sys
+        from pytest_dsr1.accuracy import evaluate
         from pytest_dsr1.accuracy.documents import AccuracyTask, Document
-        from pytest_dsr1.accuracy.evaluate import evaluate
-        from pytest_dsr1.vocabulary import Endpoint, Tokenizer
+        from pytest_dsr1.accuracy.tokenizer import Tokenizer
+        from pytest_dsr1.core.server import Served
+        # A background job of a shell inherits that SIGINT is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        server = Served(url=sys.argv[1], model="m", engine="external")
         task = AccuracyTask("t", tuple(Document("text", 1) for _ in range(8)))
         try:
-            evaluate(task, Endpoint(sys.argv[1], "m"), Tokenizer(lambda text: [1, 2], 0, "two"), 4)
+            evaluate(task, server, Tokenizer(lambda text: [1, 2], 0, "two"), 4)
         except KeyboardInterrupt:
             print("interrupted")
     """

@@ -10,15 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate
 from pytest_dsr1.accuracy.documents import task_for
-from pytest_dsr1.accuracy.evaluate import AccuracyMeasurement, evaluate
-from pytest_dsr1.core.accuracy_baselines import applicable, from_json, to_json
-from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, Verdict, judge
-from pytest_dsr1.resources import baseline_text
+from pytest_dsr1.accuracy.tokenizer import find_tokenizer
+from pytest_dsr1.core.gate import (
+    AccuracyBaseline,
+    AccuracyFigures,
+    Verdict,
+    applicable,
+    baselines_from_json,
+    baselines_to_json,
+    judge,
+)
 from pytest_dsr1.servers.probe import inspect
-from pytest_dsr1.servers.reference import ReferenceServer
-from pytest_dsr1.vocabulary import Endpoint, find_tokenizer
 from tests.conftest import ROOT
+from tests.engine import running_engine
 from tests.project import Outcome, Project
 from tools.quantize_reference import quantised_copy
 
@@ -31,14 +37,15 @@ LIMIT = ("--accuracy-limit", "3", "--conc", "4")
 def measured(url: str, concurrency: int = 8) -> AccuracyMeasurement:
     """Accuracy of the engine at `url` on its whole corpus."""
     served = inspect(url)
-    endpoint = Endpoint(served.url, served.model, served.info)
-    return evaluate(task_for(reference=True), endpoint, find_tokenizer(None, endpoint), concurrency)
+    return evaluate(task_for(reference=True), served, find_tokenizer(None, served), concurrency)
 
 
 @pytest.fixture(scope="module")
 def published() -> AccuracyBaseline:
     """The reference engine's baseline."""
-    (baseline,) = from_json(baseline_text("accuracy_reference.json"), "accuracy_reference.json")
+    (baseline,) = baselines_from_json(
+        (ROOT / "baselines" / "accuracy_reference.json").read_text(), "accuracy_reference.json"
+    )
     return baseline
 
 
@@ -78,11 +85,8 @@ class TestModel:
 
     @staticmethod
     def quantised(scheme: str, folder: Path) -> AccuracyMeasurement:
-        server = ReferenceServer(folder / "engine.log", quantised_copy(WEIGHTS, folder / scheme, scheme))
-        try:
-            return measured(server.start().url)
-        finally:
-            server.stop()
+        with running_engine(folder, quantised_copy(WEIGHTS, folder / scheme, scheme)) as served:
+            return measured(served.url)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,7 @@ class TestSweep:
     def test_a_recorded_baseline_holds_what_was_measured(self, recorded: tuple[Project, Outcome]) -> None:
         """To the last digit, keyed by model and task."""
         project, _ = recorded
-        (baseline,) = from_json((project.folder / "mine.json").read_text(), "mine.json")
+        (baseline,) = baselines_from_json((project.folder / "mine.json").read_text(), "mine.json")
         fields = json.loads((project.batch / "result_isl32_osl1_conc4.json").read_text())
         assert dict(baseline.figures) == fields["accuracy"]
         assert (baseline.model, baseline.task) == ("pytest-dsr1-reference", "dsr1-heldout[:3]")
@@ -126,9 +130,11 @@ class TestSweep:
         self, recorded: tuple[Project, Outcome], project: Project, reference_url: str, percent: float, status: int
     ) -> None:
         """Both sides, with the exit status to match; a failed gate is named in the summary with its bound."""
-        (baseline,) = from_json((recorded[0].folder / "mine.json").read_text(), "mine.json")
+        (baseline,) = baselines_from_json((recorded[0].folder / "mine.json").read_text(), "mine.json")
         figures = AccuracyFigures(**{name: value * (1 + percent / 100) for name, value in baseline.figures})
-        (project.folder / "altered.json").write_text(to_json([dataclasses.replace(baseline, figures=figures)]))
+        (project.folder / "altered.json").write_text(
+            baselines_to_json([dataclasses.replace(baseline, figures=figures)])
+        )
         outcome = project.run(
             *LENGTHS, *LIMIT, "--mode", "acc", "--server-url", reference_url, "--accuracy-baseline", "altered.json"
         )
@@ -140,7 +146,9 @@ class TestSweep:
 
 def test_published_figures_are_on_the_scale_of_the_task(shared: Path) -> None:
     """ln word_ppl / ln byte_ppl is bytes per word: of the seed's chunks 3.794, where lm-eval's own task has 5.347."""
-    (baseline,) = from_json(baseline_text("accuracy_deepseek.json"), "accuracy_deepseek.json")
+    (baseline,) = baselines_from_json(
+        (ROOT / "baselines" / "accuracy_deepseek.json").read_text(), "accuracy_deepseek.json"
+    )
     task = task_for(reference=False, data=shared / "data" / "wikitext2_raw_test_rows.jsonl")
     assert baseline.task == task.name
     scale = math.log(baseline.figures.word_perplexity) / math.log(baseline.figures.byte_perplexity)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_dsr1.bench import published_baselines
-from pytest_dsr1.core.accuracy_baselines import to_json
-from pytest_dsr1.core.gate import AccuracyFigures
+from pytest_dsr1.core.gate import AccuracyFigures, baselines_to_json
 from tests.project import Project
 from tests.servers.timed import timed_server
 
@@ -22,7 +21,7 @@ def write_baseline(path: Path, percent: float) -> None:
     """The embedded engine's own baseline with every figure `percent` % higher."""
     own = next(one for one in published_baselines() if one.task == "dsr1-heldout")
     scaled = {name: value * (1 + percent / 100) for name, value in own.figures}
-    path.write_text(to_json([replace(own, figures=AccuracyFigures(**scaled))]))
+    path.write_text(baselines_to_json([replace(own, figures=AccuracyFigures(**scaled))]))
 
 
 def test_closed_gate_skips_performance(project: Project, reference_url: str) -> None:

@@ -25,16 +25,15 @@ from typing import Any
 import pytest
 
 from pytest_dsr1.accuracy.documents import task_for
-from pytest_dsr1.core.accuracy_baselines import to_json
-from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures
+from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, baselines_to_json
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.leaderboard import client
-from pytest_dsr1.leaderboard.client import Leaderboard, LeaderboardError
-from pytest_dsr1.leaderboard.events import State
-from pytest_dsr1.leaderboard.outbox import Outbox
-from pytest_dsr1.leaderboard.payload import make_entry
-from pytest_dsr1.leaderboard.schema import FIELDS_14, IF_KNOWN, LABELS, match
 from pytest_dsr1.servers.ports import holder_of
+from pytest_dsr1.submit import client
+from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
+from pytest_dsr1.submit.entry import make_entry
+from pytest_dsr1.submit.events import SubmissionState as State
+from pytest_dsr1.submit.outbox import Outbox
+from pytest_dsr1.submit.schema import FIELDS_14, IF_KNOWN, LABELS, match_labels
 from tests.batches import result_fields
 from tests.conftest import ROOT
 from tests.project import Outcome, Project, wait_until
@@ -104,8 +103,8 @@ def stored(database: Path) -> list[dict[str, Any]]:
 
 def send(url: str, log: list[State] | None = None, **changed: Any) -> tuple[State, str]:
     board = Leaderboard(url)
-    schema = match(board.labels(PATIENCE_S))
-    data = make_entry(Result(result_fields(**changed)), 'Team "A" \N{ROCKET}').data(schema)
+    schema = match_labels(board.labels(PATIENCE_S))
+    data = make_entry(Result.from_fields(result_fields(**changed)), 'Team "A" \N{ROCKET}').data(schema)
     found = board.submit(data, PATIENCE_S, lambda state, _message: None if log is None else log.append(state))
     return found.state, found.message
 
@@ -116,7 +115,7 @@ def send(url: str, log: list[State] | None = None, **changed: Any) -> tuple[Stat
     [
         ("/ok", (State.ACCEPTED, 'ok Team "A" \N{ROCKET}')),
         ("/fourteen", (State.ACCEPTED, 'ok Team "A" \N{ROCKET}')),
-        ("/boom", (State.REFUSED, "its handler failed and did not say why")),
+        ("/boom", (State.REFUSED, "its handler failed and gave no reason")),
         ("/boom_shown", (State.REFUSED, "boom: the table is gone")),
         ("/gr_error", (State.REFUSED, "word_perplexity is too good")),
     ],
@@ -125,7 +124,7 @@ def test_outcome_of_a_real_space(python: str, spaces: str, path: str, expected: 
     """What its handler did is what is told."""
     if python != sys.executable and expected[0] is State.REFUSED:
         # Gradio 5 keeps to itself what its successor tells.
-        expected = State.REFUSED, "its handler failed and did not say why"
+        expected = State.REFUSED, "its handler failed and gave no reason"
     assert send(spaces + path) == expected
 
 
@@ -135,7 +134,9 @@ def test_row_is_stored_as_it_was_sent(spaces: str) -> None:
     send(f"{spaces}/fourteen", tput_per_gpu=1017.2612345678902)
     with urllib.request.urlopen(f"{spaces}/rows") as reply:
         rows = json.load(reply)
-    expected = make_entry(Result(result_fields(tput_per_gpu=1017.2612345678902)), 'Team "A" \N{ROCKET}').values
+    expected = make_entry(
+        Result.from_fields(result_fields(tput_per_gpu=1017.2612345678902)), 'Team "A" \N{ROCKET}'
+    ).values
     assert [expected[field] for field in FIELDS_14] in rows
 
 
@@ -162,7 +163,7 @@ def test_full_queue_is_waited_for(spaces: str, monkeypatch: pytest.MonkeyPatch) 
             assert "HTTP 503: Queue is full" in message
             urllib.request.urlopen(f"{spaces}/release").close()
 
-    data = make_entry(Result(result_fields(32)), "Team").data(match(labels))
+    data = make_entry(Result.from_fields(result_fields(32)), "Team").data(match_labels(labels))
     assert board.submit(data, PATIENCE_S, log).state is State.ACCEPTED
     with urllib.request.urlopen(f"{spaces}/rows") as reply:
         assert [row[:2] for row in json.load(reply)].count(["Team", 32]) == 1
@@ -197,7 +198,7 @@ def with_baseline(project: Project, data: Path | None) -> tuple[str, ...]:
     baseline = AccuracyBaseline(
         "scripted", task.name, AccuracyFigures(1.4426950408889634, 2.718281828459045, word), "-"
     )
-    (project.folder / "mine.json").write_text(to_json([baseline]))
+    (project.folder / "mine.json").write_text(baselines_to_json([baseline]))
     corpus = () if data is None else ("--accuracy-data", str(data))
     return (*corpus, "--accuracy-baseline", "mine.json")
 
@@ -352,12 +353,12 @@ def test_page_in_a_browser(tmp_path: Path) -> None:
         pytest.skip("no Chromium is installed")
     with own_leaderboard(require_gradio(), tmp_path) as (url, _):
         board = Leaderboard(url)
-        schema = match(board.labels(PATIENCE_S))
+        schema = match_labels(board.labels(PATIENCE_S))
         for team, tput in (("Slow", 500.0), ("Fast & <b>bold</b>", 1500.0), ("Middle", 1000.0)):
             fields = {name: value for name, value in result_fields().items() if "_ratio_" not in name}
             for conc in (4, 8):
-                row = fields | {"tput_per_gpu": conc * tput, "benchmark_args": {"max_concurrency": conc}}
-                data = make_entry(Result(row), team).data(schema)
+                row = fields | {"tput_per_gpu": conc * tput, "benchmark_args": result_fields(conc)["benchmark_args"]}
+                data = make_entry(Result.from_fields(row), team).data(schema)
                 assert board.submit(data, PATIENCE_S, lambda *_: None).state is State.ACCEPTED
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
         flags += " --disable-component-update --disable-sync --virtual-time-budget=15000 --window-size=1280,1200"

@@ -18,8 +18,9 @@ import pytest
 
 from pytest_dsr1.core.config import LoadLimits, Point, Scenario, SweepConfig
 from pytest_dsr1.core.samples import LoadRun, Outcome
-from pytest_dsr1.load.closed_loop import Progress, run_point
+from pytest_dsr1.load.closed_loop import run_point
 from pytest_dsr1.load.prompts import PointPrompts, plan_prompts
+from pytest_dsr1.load.slots import LoadProgress
 from tests.servers.timed import TimedServer, timed_server
 from tests.servers.tls import make_certificate, tls_front
 
@@ -42,7 +43,7 @@ def load(
     url: str,
     *,
     limits: LoadLimits | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[LoadProgress], None] | None = None,
     **asked: Any,
 ) -> LoadRun:
     """A run against `url`."""
@@ -56,17 +57,20 @@ def failures(run: LoadRun) -> list[tuple[Outcome, str]]:
 
 
 def test_every_slot_is_busy_and_every_request_is_a_sample() -> None:
-    """CONC requests in flight, never more; warm-ups apart; samples in order of sending; one connection a slot."""
-    with timed_server(ttft_s=0.01, interval_s=0.005) as server:
-        run = load(server.url, conc=4, num_prompts=14, ratio=0.5)
+    """CONC requests in flight, never more; warm-ups apart; samples in order of sending; one connection a slot.
+
+    The server answers a request only when four are in flight, so a slot that stays idle would end the run in a timeout.
+    """
+    with timed_server(gate=4, ttft_s=0.01, interval_s=0.005) as server:
+        run = load(server.url, conc=4, num_prompts=16, ratio=0.5)
         truth = server.truth()
-    assert (run.concurrency, run.num_prompts, run.aborted, run.reconnects) == (4, 14, "", 0)
-    assert [sample.index for sample in run.samples] == list(range(14))
+    assert (run.concurrency, run.num_prompts, run.aborted, run.reconnects) == (4, 16, "", 0)
+    assert [sample.index for sample in run.samples] == list(range(16))
     assert len(run.warmups) == 8
     assert all(sample.ok for sample in (*run.warmups, *run.samples))
     assert truth["in_flight"] == 4
     assert truth["connections"] == 4 + 1  # the last one asks for the truth
-    assert len(truth["requests"]) == 22
+    assert len(truth["requests"]) == 24
     starts = [sample for sample in run.samples if sample.idle_ns == 0]
     assert sorted(sample.slot for sample in starts) == [0, 1, 2, 3]
     assert [sample.index for sample in starts] == [0, 1, 2, 3]
@@ -261,7 +265,7 @@ def test_a_server_that_dies_ends_the_run() -> None:
     """The run is over with the server, not with the deadline of an hour."""
     with timed_server(ttft_s=0.05, interval_s=0.05, answers={}) as server:
 
-        def on_progress(progress: Progress) -> None:
+        def on_progress(progress: LoadProgress) -> None:
             if progress.phase == "measured":
                 server.kill()
 
@@ -294,7 +298,7 @@ def test_too_many_failures_end_the_run() -> None:
     answers = {number: {"status": 500} for number in range(FIRST_MEASURED, 100)}
     with timed_server(answers=answers) as server:
         run = load(server.url, num_prompts=60)
-    assert run.aborted == "4 requests failed, more than the 3 let pass; last: HTTP 500"
+    assert run.aborted == "4 requests failed, 3 are allowed; last: HTTP 500"
     assert len(run.samples) == 4
 
 
@@ -327,13 +331,13 @@ def test_names_are_resolved() -> None:
 
 def test_progress_is_told_of_both_phases() -> None:
     """At most 5 times a second while it runs, and at the end of each phase."""
-    told: list[Progress] = []
-    with timed_server(ttft_s=0.3) as server:
-        load(server.url, on_progress=told.append)
+    told: list[LoadProgress] = []
+    with timed_server(ttft_s=0.25) as server:
+        load(server.url, num_prompts=4, on_progress=told.append)
     ends = [progress for progress in told if progress.done == progress.total]
     assert [(end.phase, end.total, end.tokens) for end in ends[-2:]] == [
         ("warm-up", 2 * CONC, 2 * CONC * OSL),
-        ("measured", NUM_PROMPTS, NUM_PROMPTS * OSL),
+        ("measured", 4, 4 * OSL),
     ]
     within = [progress.elapsed_s for progress in told if progress.phase == "measured"][:-1]
     assert within
@@ -386,8 +390,8 @@ def test_a_signal_ends_the_run(number: signal.Signals, handler: Any, expected: t
 def test_a_signal_whose_handler_returns_does_not_end_it() -> None:
     """Handlers are called as ever, and may go on."""
     seen: list[int] = []
-    with timed_server(ttft_s=0.3) as server, handling(signal.SIGTERM, lambda number, _: seen.append(number)):
-        run = load(server.url, on_progress=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with timed_server(ttft_s=0.25) as server, handling(signal.SIGTERM, lambda number, _: seen.append(number)):
+        run = load(server.url, num_prompts=2, on_progress=lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert failures(run) == []
     assert set(seen) == {signal.SIGTERM}
 
@@ -406,7 +410,7 @@ def test_the_limit_of_open_files_is_raised() -> None:
         with timed_server() as server:
             assert failures(load(server.url)) == []
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= CONC + 200
-            with pytest.raises(ValueError, match=r"open files are needed, and the limit is .* lower --conc"):
+            with pytest.raises(ValueError, match=r"open files, but the limit is \d+; .*lower --conc"):
                 load(server.url, conc=hard, num_prompts=1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -11,7 +11,6 @@ LENGTHS = ("--isl", "8", "--osl", "4")
 
 def test_inert_in_a_strangers_project(project: Project) -> None:
     """Without lengths no environment variable is read, no folder made, no test of his touched."""
-    (project.folder / "test_sweep.py").unlink()
     (project.folder / "test_his.py").write_text("def test_his(): pass\n")
     project.environment |= {"MODEL": "", "PORT": "no port", "TP": "-1"}
     outcome = project.run("-v")

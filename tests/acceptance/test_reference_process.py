@@ -15,8 +15,9 @@ import pytest
 import requests
 
 from pytest_dsr1.servers import ServerError
-from pytest_dsr1.servers.reference import ReferenceServer
 from tests import tiny_deepseek
+from tests.conftest import ROOT
+from tests.engine import POINT, engine, running_engine
 from tests.engine_client import DEADLINE_S, alive, eventually, metric
 
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def url(folder: Path, tmp_path: Path) -> Iterator[str]:
-    with ReferenceServer(tmp_path / "engine.log", folder) as served:
+    with running_engine(tmp_path, folder) as served:
         yield served.url
 
 
@@ -37,7 +38,7 @@ class TestConnections:
     def test_a_client_that_leaves_frees_its_slot(self, tmp_path: Path) -> None:
         """Its sequence stops; until then the cache cannot be flushed."""
         long = tiny_deepseek.make(context=100_000).save(tmp_path / "long")
-        with ReferenceServer(tmp_path / "log", long) as served:
+        with running_engine(tmp_path, long) as served:
             body = json.dumps({"prompt": [5], "max_tokens": 99_000, "ignore_eos": True, "stream": True}).encode()
             host, port = served.url.removeprefix("http://").split(":")
             with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as client:
@@ -64,10 +65,10 @@ class TestProcess:
     """It ends when it should, and says why when it cannot begin."""
 
     def test_stop_ends_it(self, folder: Path, tmp_path: Path) -> None:
-        """Cleanly, and more than once is no error; it can be started again."""
-        server = ReferenceServer(tmp_path / "log", folder)
+        """More than once is no error; it can be started again."""
+        server = engine(tmp_path, folder)
         for _ in range(2):
-            served = server.start()
+            served = server.serve(POINT)
             assert requests.get(f"{served.url}/health", timeout=DEADLINE_S).status_code == 200
             pid = server.pid
             assert pid is not None
@@ -77,7 +78,7 @@ class TestProcess:
 
     @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_it_with_status_0(self, folder: Path, sign: signal.Signals) -> None:
-        """By hand, too: without a life line."""
+        """Started by hand, it prints where it serves."""
         command = [sys.executable, "-m", "pytest_dsr1.reference", "--model", str(folder)]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -87,19 +88,19 @@ class TestProcess:
             assert process.wait(DEADLINE_S) == 0
 
     def test_it_does_not_survive_its_parent(self, folder: Path, tmp_path: Path) -> None:
-        """Even one that is killed, with a stream in flight."""
+        """Even if the parent is killed, with a stream in flight."""
         parent = textwrap.dedent(f"""
             import requests, time
             from pathlib import Path
-            from pytest_dsr1.servers.reference import ReferenceServer
-            server = ReferenceServer(Path({str(tmp_path / "log")!r}), Path({str(folder)!r}))
-            served = server.start()
+            from tests.engine import POINT, engine
+            server = engine(Path({str(tmp_path)!r}), Path({str(folder)!r}))
+            served = server.serve(POINT)
             body = {{"prompt": [5], "max_tokens": 390, "ignore_eos": True, "stream": True}}
             reply = requests.post(served.url + "/v1/completions", json=body, stream=True, timeout=30)
             print(server.pid, flush=True)
             time.sleep(600)
         """)
-        with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, cwd=ROOT) as process:
             assert process.stdout is not None
             pid = int(process.stdout.readline())
             assert alive(pid)
@@ -108,21 +109,21 @@ class TestProcess:
 
     def test_a_start_that_fails_shows_the_log(self, tmp_path: Path) -> None:
         """What was found, and where more is."""
-        server = ReferenceServer(tmp_path / "engine.log", tmp_path / "nothing")
-        with pytest.raises(ServerError, match=r"(?s)did not start: it ended with status 1.*engine\.log.*config\.json"):
-            server.start()
+        server = engine(tmp_path, tmp_path / "nothing")
+        with pytest.raises(ServerError, match=r"(?s)exit status 1.*log: .*config\.json"):
+            server.serve(POINT)
         assert server.pid is None
 
-    def test_one_that_says_nothing_is_given_up(self, folder: Path, tmp_path: Path) -> None:
-        """After the time-out, and nothing of it stays."""
-        server = ReferenceServer(tmp_path / "log", folder, timeout_s=0.0)
-        with pytest.raises(ServerError, match="said nothing usable within 0 s"):
-            server.start()
+    def test_one_that_is_not_ready_in_time_is_given_up(self, folder: Path, tmp_path: Path) -> None:
+        """And nothing of it stays."""
+        server = engine(tmp_path, folder, timeout_s=0.0)
+        with pytest.raises(ServerError, match="not ready within 0 s"):
+            server.serve(POINT)
         assert server.pid is None
 
     def test_it_starts_from_anywhere(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whatever the working directory, and without an installed package."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("PYTHONPATH", raising=False)
-        with ReferenceServer(tmp_path / "log", folder) as served:
+        with running_engine(tmp_path, folder) as served:
             assert served.is_reference

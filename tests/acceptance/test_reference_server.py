@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from pytest_dsr1.reference.model import Model
-from pytest_dsr1.servers.reference import ReferenceServer
 from tests import tiny_deepseek
+from tests.engine import running_engine
 from tests.engine_client import DEADLINE_S, complete, events, metric, post
 
 CONTEXT = 400
@@ -33,7 +33,7 @@ def model(folder: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ReferenceServer(tmp_path_factory.mktemp("log") / "engine.log", folder) as served:
+    with running_engine(tmp_path_factory.mktemp("log"), folder) as served:
         yield served.url
 
 
@@ -106,7 +106,7 @@ class TestCompletions:
         only_end.tensors["lm_head.weight"][2, 0] = 1000
         only_end.tensors["model.norm.weight"][:] = np.abs(only_end.tensors["model.norm.weight"])
         only_end.tensors["model.embed_tokens.weight"][:, 0] = 100
-        with ReferenceServer(tmp_path / "log", only_end.save(tmp_path / "m")) as served:
+        with running_engine(tmp_path, only_end.save(tmp_path / "m")) as served:
             stopped = complete(served.url, prompt=[9], max_tokens=5, ignore_eos=False)
             ignored = complete(served.url, prompt=[9], max_tokens=5)
         assert stopped["choices"][0]["finish_reason"] == "stop"
@@ -226,16 +226,21 @@ class TestErrors:
             ({"prompt": [-1]}, "token id -1"),
             ({"prompt": [5] * 400}, "The input (400 tokens) is longer than the model's context length (400 tokens)."),
             ({"prompt": [5] * 390, "max_tokens": 11}, "(390 tokens) and max_tokens (11) together exceed"),
-            ({"prompt": [5], "max_tokens": 0, "echo": True}, "max_tokens must be at least 1"),
-            ({"prompt": [5], "max_tokens": "7"}, "max_tokens must be of type int, got str"),
-            ({"prompt": [5], "stream": "yes"}, "stream must be of type bool"),
-            ({"prompt": [5], "temperature": -1}, "temperature must be a finite number of at least 0"),
-            ({"prompt": [5], "logprobs": True}, "logprobs must be of type int, got bool"),
-            ({"prompt": [5], "logprobs": 300}, "between 0 and the vocabulary size (260)"),
-            ({"prompt": [5], "n": 2}, "n must be 1"),
-            ({"prompt": [5], "seed": -1}, "seed must be at least 0"),
-            ({"prompt": [5], "stop": 7}, "stop must be a string or a list of strings"),
-            ({"prompt": [5], "stream_options": []}, "stream_options must be of type dict"),
+            ({"prompt": [5], "max_tokens": 0, "echo": True}, "Expected `int` >= 1 - at `$.max_tokens`"),
+            ({"prompt": [5], "max_tokens": "7"}, "$.max_tokens"),
+            ({"prompt": [5], "stream": "yes"}, "$.stream"),
+            ({"prompt": [5], "temperature": -1}, "$.temperature"),
+            ({"prompt": [5], "logprobs": True}, "$.logprobs"),
+            ({"prompt": [5], "logprobs": 300}, "at most the vocabulary size (260), got 300"),
+            ({"prompt": [5], "n": 2}, "Expected `int` <= 1 - at `$.n`"),
+            ({"prompt": [5], "best_of": 2}, "$.best_of"),
+            ({"prompt": [5], "top_p": 0.5}, "$.top_p"),
+            ({"prompt": [5], "seed": -1}, "$.seed"),
+            ({"prompt": [5], "stop": 7}, "$.stop"),
+            ({"prompt": [5], "stop": ["a", 7]}, "$.stop[1]"),
+            ({"prompt": [5], "stream_options": []}, "$.stream_options"),
+            ({"prompt": [5], "stream_options": {"include_usage": "yes"}}, "$.stream_options.include_usage"),
+            ({"prompt": [5], "model": 7}, "$.model"),
             ({"prompt": ""}, "The prompt is empty"),
             ({"prompt": []}, "prompt must be a string, a list of token ids"),
             ({"prompt": [[5], "a"]}, "prompt must be a string, a list of token ids"),
@@ -259,11 +264,36 @@ class TestErrors:
             },
         )
 
-    @pytest.mark.parametrize("body", [b"", b'{"prompt"', b"[1]", b"\xff"])
+    @pytest.mark.parametrize(
+        "body", [b"", b'{"prompt"', b"[1]", b"\xff", b'{"prompt": "\xff"}', b'{"prompt": ' + b"[" * 5000]
+    )
     def test_what_is_no_json_object_is_refused(self, url: str, body: bytes) -> None:
-        """Whatever came instead."""
+        """Invalid JSON, invalid UTF-8, another type, too deeply nested."""
         reply = requests.post(f"{url}/v1/completions", data=body, timeout=DEADLINE_S)
         assert (reply.status_code, reply.json()["object"]) == (400, "error")
+
+    @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+    def test_a_damaged_compressed_body_is_refused(self, url: str, encoding: str) -> None:
+        """Status 400, not 500: the mistake is the client's."""
+        headers = {"Content-Encoding": encoding}
+        reply = requests.post(f"{url}/v1/completions", data=b"\xff\xff", headers=headers, timeout=DEADLINE_S)
+        assert (reply.status_code, reply.json()["code"]) == (400, 400)
+        assert encoding in reply.json()["message"]
+
+    def test_null_counts_as_absent(self, url: str) -> None:
+        """As in OpenAI's API, whose clients send null for what they leave open."""
+        names = ("model", "seed", "stop", "logprobs", "stream", "stream_options", "n", "best_of", "top_p")
+        answer = complete(url, prompt=[5], max_tokens=None, **dict.fromkeys(names))
+        assert (answer["model"], answer["usage"]["completion_tokens"]) == ("pytest-dsr1-reference", 16)
+
+    @pytest.mark.parametrize("name", ["\0", '"\0"', '"text":"\0"'])
+    def test_any_model_name_is_answered(self, url: str, name: str) -> None:
+        """Also one that looks like the placeholder from which the events of a stream are made."""
+        whole = complete(url, prompt=[5, 6], max_tokens=3, model=name)
+        found = events(url, prompt=[5, 6], max_tokens=3, model=name)
+        assert whole["model"] == name
+        assert {event["model"] for event in found} == {name}
+        assert "".join(event["choices"][0]["text"] for event in found) == whole["choices"][0]["text"]
 
     def test_an_unknown_path_is_a_404(self, url: str) -> None:
         """In the same form."""

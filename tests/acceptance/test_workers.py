@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.engine import running_engine
 from tests.project import Project, wait_until
 from tests.servers.timed import TimedServer, timed_server
 
@@ -87,16 +88,14 @@ def _without_times(summary: Path) -> list[str]:
 
 def test_two_embedded_engines(project: Project, reference_url: str, tmp_path: Path) -> None:
     """Accuracy and performance of one concurrency on the same engine; no accuracy is measured twice."""
-    from pytest_dsr1.servers.reference import ReferenceServer
-
-    with ReferenceServer(tmp_path / "other.log") as other:
+    with running_engine(tmp_path) as other:
         args = ("--isl", "16", "--osl", "1", "--conc", "1,2", "--num-prompts", "8")
         outcome = project.run(*args, "--server-url", reference_url, "--server-url", other.url, "-n", "auto", "-v")
     assert outcome.status == 0, outcome
     assert {result["server"]["url"] for result in results(project).values()} == {reference_url, other.url}
     by_test = {test: worker for worker, test in re.findall(r"\[(gw\d)\].* PASSED (\S+)", outcome.output)}
     for conc in (1, 2):
-        tests = [f"test_sweep.py::{test}[isl16-osl1-conc{conc}]" for test in ("test_accuracy", "test_perf")]
+        tests = [f"tests_bench/test_sweep.py::{test}[isl16-osl1-conc{conc}]" for test in ("test_accuracy", "test_perf")]
         assert by_test[tests[0]] == by_test[tests[1]]
 
 
@@ -136,7 +135,6 @@ def test_servers_of_different_models(project: Project) -> None:
 
 def test_strangers_tests_are_distributed_as_ever(project: Project) -> None:
     """Without a sweep, -n is xdist's own."""
-    (project.folder / "test_sweep.py").unlink()
     (project.folder / "test_his.py").write_text(
         "import pytest\n@pytest.mark.parametrize('n', range(8))\ndef test_his(n): pass\n"
     )

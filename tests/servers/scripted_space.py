@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from pytest_dsr1.leaderboard.schema import FIELDS_11, LABELS
+from pytest_dsr1.submit.schema import FIELDS_11, LABELS
 
 SEED_LABELS = tuple(LABELS[field] for field in FIELDS_11)
 

@@ -42,6 +42,8 @@ class Script:
     :param server_info: What /server_info says, beside `vocab_size` and the model.
     :param later_info: What /server_info says beside it, once this many streamed requests have arrived.
     :param info_failures: So often /server_info answers HTTP 500 before it answers once, and again after that.
+    :param gate: Streamed requests are answered in groups of so many, in order of arrival: none of a group is answered
+        before all of it have arrived.
     :param dies_at: The number of the streamed request at whose arrival the process ends; None: it does not.
     :param echo_logprob: Of every token of an echoed prompt.
     :param port: To listen on; 0: a free one.
@@ -56,6 +58,7 @@ class Script:
     server_info: dict[str, Any] = field(default_factory=dict)
     later_info: tuple[int, dict[str, Any]] = (0, {})
     info_failures: int = 0
+    gate: int = 1
     dies_at: int | None = None
     echo_logprob: float = -1.0
     echo_fault: EchoFault = "none"
@@ -107,6 +110,7 @@ def timed_server(
     server_info: dict[str, Any] | None = None,
     later_info: tuple[int, dict[str, Any]] | None = None,
     info_failures: int = 0,
+    gate: int = 1,
     dies_at: int | None = None,
     echo_logprob: float = -1.0,
     echo_fault: EchoFault = "none",
@@ -126,6 +130,7 @@ def timed_server(
         "server_info": server_info or {},
         "later_info": later_info or (0, {}),
         "info_failures": info_failures,
+        "gate": gate,
         "dies_at": dies_at,
         "echo_logprob": echo_logprob,
         "echo_fault": echo_fault,
@@ -174,6 +179,7 @@ class ScriptedServer:
         self._clients: dict[int, _Client] = {}
         self._due: list[tuple[int, int, _Client]] = []
         self._arrived: deque[tuple[_Client, int]] = deque()
+        self._gated: list[_Client] = []
         self._pushed = 0
         self._requests: list[dict[str, Any]] = []
         self._counts = {"connections": 0, "in_flight": 0, "flushes": 0, "fifo": 0}
@@ -270,7 +276,11 @@ class ScriptedServer:
         self._in_flight += 1
         self._counts["in_flight"] = max(self._counts["in_flight"], self._in_flight)
         client.steps = self._composers.get(number, self._default).steps(prompt_tokens, max_tokens)
-        self._schedule(client)
+        self._gated.append(client)
+        if len(self._requests) % self._script.gate == 0:
+            for waiting in self._gated:
+                self._schedule(waiting)
+            self._gated.clear()
 
     def _schedule(self, client: _Client) -> None:
         assert client.steps is not None

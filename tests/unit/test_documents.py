@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dsr1.accuracy import AccuracyError
 from pytest_dsr1.accuracy.documents import (
     WIKITEXT_TASK,
+    AccuracyError,
     AccuracyTask,
     Document,
     heldout_task,
@@ -47,7 +47,7 @@ def test_another_corpus_is_refused_by_its_hash(tmp_path: Path) -> None:
     """The error shows both hashes and what was counted."""
     path = rows_file(tmp_path, "not", "WikiText")
     with pytest.raises(
-        AccuracyError, match=r"rows\.jsonl is not WikiText-2 .*: 2 rows, 13 characters, sha256 .*696cca6b"
+        AccuracyError, match=r"rows\.jsonl is not .*WikiText-2 .*: 2 rows, 13 characters, sha256 .*696cca6b"
     ):
         wikitext_task(path)
 
@@ -69,7 +69,7 @@ def test_the_hubs_rows_are_checked_like_a_files(monkeypatch: pytest.MonkeyPatch)
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"text": ["changed"]})
-    with pytest.raises(AccuracyError, match=r"Salesforce/wikitext/wikitext-2-raw-v1/test is not WikiText-2"):
+    with pytest.raises(AccuracyError, match=r"Salesforce/wikitext/wikitext-2-raw-v1/test is not .*WikiText-2"):
         wikitext_task()
 
 
@@ -108,7 +108,7 @@ def test_a_shorter_context_makes_a_task_of_its_own() -> None:
 @pytest.mark.parametrize("documents", [(), (Document("", 0),)])
 def test_an_empty_corpus_is_an_error(documents: tuple[Document, ...]) -> None:
     """Nothing is divided by zero words."""
-    with pytest.raises(AccuracyError, match="its corpus is empty"):
+    with pytest.raises(AccuracyError, match=r"corpus of .* is empty"):
         AccuracyTask("t", documents)
 
 

@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dsr1.core.accuracy_baselines import applicable, from_json, merged, to_json
-from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, GateStatus, Verdict, judge
+from pytest_dsr1.core.gate import (
+    AccuracyBaseline,
+    AccuracyFigures,
+    GateStatus,
+    Verdict,
+    applicable,
+    baselines_from_json,
+    baselines_to_json,
+    judge,
+    merged,
+)
 
 MODEL = "amd/DeepSeek-R1-0528-MXFP4-Preview"
 TASK = "wikitext-2047-chunks"
@@ -121,18 +130,18 @@ def test_a_verdict_passes_exactly_when_every_figure_is_within_3_percent(
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_a_baseline_is_finite_and_positive(value: float) -> None:
     """What a broken server scored cannot be recorded as a baseline."""
-    with pytest.raises(ValueError, match=r"word_perplexity .* needs a positive number"):
+    with pytest.raises(ValueError, match=r"word_perplexity .* needs a finite number above 0"):
         dataclasses.replace(BASELINE, figures=AccuracyFigures(0.4, 1.3, value))
 
 
 @given(st.lists(baselines, max_size=4, unique_by=lambda one: (one.model, one.task)))
 def test_baselines_survive_their_file_to_the_last_digit(written: list[AccuracyBaseline]) -> None:
-    """from_json inverts to_json."""
-    assert from_json(to_json(written), "file") == tuple(written)
+    """What is written is read back."""
+    assert baselines_from_json(baselines_to_json(written), "file") == tuple(written)
 
 
 def with_entry(**changes: object) -> str:
-    data = json.loads(to_json([BASELINE]))
+    data = json.loads(baselines_to_json([BASELINE]))
     data["baselines"][0].update(changes)
     return json.dumps(data)
 
@@ -141,32 +150,33 @@ def with_entry(**changes: object) -> str:
     ("text", "complaint"),
     [
         ("{", "mine.json is not JSON"),
-        ("[]", "mine.json holds no accuracy baselines: its schema is 'list'"),
-        ('{"schema": "other"}', "its schema is 'other', expected 'pytest-dsr1/accuracy-baselines'"),
-        (to_json([]).replace('"version": 1', '"version": 2'), "mine.json has version 2 of .* this version reads 1"),
-        ('{"schema": "pytest-dsr1/accuracy-baselines", "version": 1}', "'baselines' must be a list, found NoneType"),
-        (with_entry(figures=None), "mine.json, baseline 1: expected an object"),
-        (with_entry(model=""), "mine.json, baseline 1: 'model' must be a text, found ''"),
+        ("[" * 100_000, "mine.json is not JSON"),
+        ("[]", "mine.json .* expected schema 'pytest-dsr1/accuracy-baselines', found a list"),
+        ('{"schema": "other"}', "expected schema 'pytest-dsr1/accuracy-baselines', found 'other'"),
+        (baselines_to_json([]).replace('"version": 1', '"version": 2'), "mine.json has version 2 .* reads 1"),
+        ('{"schema": "pytest-dsr1/accuracy-baselines", "version": 1}', "mine.json: lacks the field baselines"),
+        (with_entry(figures=None), "mine.json, baseline 1, figures: expected object, found null"),
+        (with_entry(model=""), "mine.json, baseline 1, model: .* length >= 1, found ''"),
         (
             with_entry(figures={**dict(FIGURES), "word_perplexity": "3"}),
-            "'word_perplexity' must be a number, found '3'",
+            "mine.json, baseline 1, figures, word_perplexity: expected float, found '3'",
         ),
-        (with_entry(figures={**dict(FIGURES), "bits_per_byte": True}), "'bits_per_byte' must be a number, found True"),
+        (with_entry(figures={**dict(FIGURES), "bits_per_byte": True}), "bits_per_byte: expected float, found true"),
         (with_entry(figures={**dict(FIGURES), "bits_per_byte": -1}), "mine.json, baseline 1: bits_per_byte .* is -1"),
-        (to_json([BASELINE, BASELINE]), "mine.json has two baselines for"),
+        (baselines_to_json([BASELINE, BASELINE]), "mine.json has two baselines for"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_by_name(text: str, complaint: str) -> None:
     """The error says which file, which entry and which field."""
     with pytest.raises(ValueError, match=complaint):
-        from_json(text, "mine.json")
+        baselines_from_json(text, "mine.json")
 
 
 @given(st.text() | st.dictionaries(st.text(), st.integers() | st.text()).map(json.dumps))
 def test_whatever_is_no_baseline_file_is_a_value_error(text: str) -> None:
     """No text makes the reader fall over in another way."""
     with pytest.raises(ValueError, match="file"):
-        from_json(text, "file")
+        baselines_from_json(text, "file")
 
 
 def test_recording_replaces_only_the_same_model_and_task() -> None:

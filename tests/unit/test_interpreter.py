@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from pytest_dsr1.servers.interpreter import Interpreter, InterpreterNotFoundError, find_interpreter
 
 from pytest_dsr1.servers import interpreter
-from pytest_dsr1.servers.interpreter import Interpreter, InterpreterNotFoundError, find_interpreter
 
 WITH = """echo '{"sglang": "0.5.23"}'"""
 WITHOUT = """echo '{"sglang": null}'"""

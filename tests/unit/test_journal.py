@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pytest_dsr1.batch import result_path, write_atomically
+from pytest_dsr1.batch.journal import Journal, JournalError
 from pytest_dsr1.core.config import Mode, Point, Scenario
 from pytest_dsr1.core.summary import Status
-from pytest_dsr1.journal import Journal, JournalError, result_path, write_atomically
+from tests.batches import result_fields
 
 SCENARIO = Scenario(128, 64)
 BOTH = ("test_accuracy", "test_perf")
@@ -42,7 +44,7 @@ def summary(journal: Journal) -> str:
 
 
 def write_result(journal: Journal, conc: int, written: float, status: str = "PASSED", reason: str = "") -> None:
-    fields = {"schema_version": 1, "written": written, "verdict": {"status": status, "reason": reason}}
+    fields = result_fields(conc) | {"written": written, "verdict": {"status": status, "reason": reason}}
     write_atomically(result_path(journal.folder, Point(SCENARIO, conc)), json.dumps(fields))
 
 

@@ -1,319 +1,144 @@
-"""What goes to which leaderboard, under which labels, and what does not go at all."""
+"""How an own leaderboard turns rows into points, and which rows it takes."""
 
 from __future__ import annotations
 
-import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pytest_dsr1.core.config import ALL_SCENARIOS, Scenario, SweepConfig
+from pytest_dsr1.core.config import Scenario
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.leaderboard.eligibility import objections, server_problem
-from pytest_dsr1.leaderboard.payload import PayloadError, make_entry
-from pytest_dsr1.leaderboard.routing import leaderboard_for, routing_problem
-from pytest_dsr1.leaderboard.schema import (
-    ASSUMED,
-    FIELDS_11,
-    FIELDS_14,
-    IF_KNOWN,
-    LABELS,
-    Field,
-    SchemaError,
-    match,
-    recognise,
+from pytest_dsr1.leaderboard.scoring import Row, place, scores, standings
+from pytest_dsr1.leaderboard.store import Store, row_problem
+from pytest_dsr1.submit.entry import make_entry
+from pytest_dsr1.submit.schema import Field
+from tests.batches import SCENARIO, result_fields
+
+
+def row(team: str = "T", conc: int = 4, throughput: float = 1.0, e2e_ms: float = 1.0, pace: float | None = 1.0) -> Row:
+    return Row(team=team, conc=conc, throughput=throughput, e2e_ms=e2e_ms, interactivity=pace)
+
+
+def test_score_is_the_weighted_sum_of_shares_of_the_best() -> None:
+    """0.5 throughput / best + 0.3 interactivity / best + 0.2 best E2E / E2E."""
+    found = scores([row(throughput=100, pace=50, e2e_ms=2000), row(throughput=80, pace=100, e2e_ms=1000)])
+    assert found == pytest.approx([0.5 + 0.15 + 0.1, 0.4 + 0.3 + 0.2])
+
+
+def test_without_interactivity_its_weight_is_shared_out() -> None:
+    """The other two weights are 5 to 2."""
+    found = scores([row(throughput=100, e2e_ms=2, pace=None), row(throughput=50, e2e_ms=1, pace=None)])
+    assert found == pytest.approx([5 / 7 + 1 / 7, 5 / 14 + 2 / 7])
+
+
+def test_leaving_interactivity_out_gains_nothing() -> None:
+    """If other rows have it, a row without it gets 0 for it."""
+    assert scores([row(), row(pace=None)]) == pytest.approx([1.0, 0.7])
+
+
+def test_best_row_of_a_team_counts() -> None:
+    """A worse row changes nothing, whenever it arrives."""
+    placed = place([row("A", throughput=5), row("A", throughput=9), row("A", throughput=7), row("B", throughput=8)])
+    assert [(one.row.team, one.row.throughput, one.rank, one.points) for one in placed[4]] == [
+        ("A", 9, 1, 1000),
+        ("B", 8, 2, 900),
+    ]
+
+
+def test_ties_share_a_rank_and_the_next_rank_is_skipped() -> None:
+    """First, first, third."""
+    placed = place([row("A"), row("B"), row("C", throughput=0.5)])
+    assert [(one.row.team, one.rank, one.points) for one in placed[4]] == [
+        ("A", 1, 1000),
+        ("B", 1, 1000),
+        ("C", 3, 800),
+    ]
+
+
+def test_points_end_at_zero() -> None:
+    """Rank 11 and all below get none."""
+    placed = place([row(f"{number:02}", throughput=100 - number) for number in range(13)])
+    assert [one.points for one in placed[4]] == [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100, 0, 0, 0]
+
+
+def test_total_adds_up_concurrencies() -> None:
+    """A team that submitted more of them has more points."""
+    found = standings(place([row("A", 4), row("B", 4, 0.5), row("B", 8), row("C", 16)]))
+    assert [(one.rank, one.team, one.points) for one in found] == [(1, "B", 1900), (2, "A", 1000), (2, "C", 1000)]
+    assert found[0].by_conc == {4: 900, 8: 1000}
+    assert standings(place([])) == []
+
+
+FIGURES = st.floats(1e-3, 1e6)
+ROWS = st.lists(
+    st.builds(
+        Row, team=st.sampled_from("ABC"), conc=st.just(4), throughput=FIGURES, e2e_ms=FIGURES, interactivity=FIGURES
+    ),
+    min_size=1,
+    max_size=8,
 )
-from pytest_dsr1.leaderboard.teams import MAX_TEAM, team_problem
-from tests.batches import result_fields
-from tests.conftest import ROOT
-
-#: The guide's words.
-GUIDE = (
-    "Team Name",
-    "CONC",
-    "MI355X E2E (median)",
-    "MI355X Throughput per GPU",
-    "B200 E2E (median)",
-    "B200 Throughput per GPU",
-    "E2E Ratio",
-    "Throughput Ratio",
-    "bits_per_byte",
-    "byte_perplexity",
-    "word_perplexity",
-)
 
 
-# -- routing --------------------------------------------------------------------------------------------------
+@given(ROWS)
+def test_scores_are_shares(rows: list[Row]) -> None:
+    """Above 0 and at most 1; a row that is best in everything has score 1 and rank 1."""
+    found = scores(rows)
+    assert all(0 < score <= 1 + 1e-9 for score in found)
+    best = row("D", 4, max(one.throughput for one in rows), min(one.e2e_ms for one in rows), 1e6)
+    assert scores([*rows, best])[-1] == pytest.approx(1.0)
+    assert place([*rows, best])[4][0].rank == 1
 
 
-def test_competition_has_three_spaces() -> None:
-    """Each combination of lengths has its own; all others have none."""
-    assert leaderboard_for(Scenario(1024, 8192)) == "https://daniehua-dsr1-fp4-sgl-isl1024osl8192.hf.space"
-    assert len({leaderboard_for(scenario) for scenario in ALL_SCENARIOS}) == 3
-    assert leaderboard_for(Scenario(128, 128)) is None
+# -- rows -----------------------------------------------------------------------------------------------------
 
 
-def test_typed_url_overrides_and_may_name_the_lengths() -> None:
-    """One URL serves several combinations only if they can be told apart."""
-    assert leaderboard_for(Scenario(16, 32), "http://h:1") == "http://h:1"
-    assert leaderboard_for(Scenario(16, 32), "http://h/isl{isl}osl{osl}") == "http://h/isl16osl32"
-    assert routing_problem(ALL_SCENARIOS, "http://h/isl{isl}osl{osl}") == ""
-    assert routing_problem(ALL_SCENARIOS[:1], "http://h") == ""
-    assert "one leaderboard for 3 combinations" in routing_problem(ALL_SCENARIOS, "http://h")
+def values(**changed: Any) -> dict[Field, Any]:
+    found: dict[Field, Any] = {**make_entry(Result.from_fields(result_fields()), "Team").values}
+    return found | {Field(name): value for name, value in changed.items()}
 
 
-# -- labels ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("field", Field)
-def test_own_labels_are_recognised(field: Field) -> None:
-    """Those that our leaderboard shows, optional or not, and those of the outbox."""
-    assert recognise(LABELS[field]) is field
-    assert recognise(LABELS[field] + IF_KNOWN) is field
-    assert recognise(LABELS[field].upper()) is field
-
-
-@pytest.mark.parametrize(("label", "field"), [*zip(GUIDE, FIELDS_11, strict=True)])
-def test_words_of_the_guide_are_recognised(label: str, field: Field) -> None:
-    """As the competition's guide names the fields."""
-    assert recognise(label) is field
+def test_true_row_is_taken_and_so_is_one_without_a_baseline() -> None:
+    """Every figure of ours satisfies what the leaderboard asks; JSON may write 4 as 4.0."""
+    assert row_problem(values()) == ""
+    assert row_problem(values(conc=4.0)) == ""
+    assert row_problem({field: None if "b200" in field else value for field, value in values().items()}) == ""
 
 
 @pytest.mark.parametrize(
-    ("label", "field"),
+    ("changed", "problem"),
     [
-        ("Team", Field.TEAM),
-        ("Concurrency (CONC)", Field.CONC),
-        ("End-to-End Latency, median [ms]", Field.E2E),
-        ("tput per GPU", Field.THROUGHPUT),
-        ("E2E Ratio (MI355X/B200)", Field.E2E_RATIO),
-        ("Throughput ratio vs B200 (higher is better)", Field.THROUGHPUT_RATIO),
-        ("B200 intvty", Field.B200_INTERACTIVITY),
-        ("Bits per byte (BPB)", Field.BITS_PER_BYTE),
+        ({"team": ""}, "Team Name: it is empty"),
+        ({"team": 7}, "Team Name: Expected `str`"),
+        ({"conc": 4.5}, "CONC: Expected"),
+        ({"conc": True}, "CONC: Expected"),
+        ({"conc": None}, "CONC: Expected"),
+        ({"conc": 65537}, "CONC: Expected `float` <= 65536"),
+        ({"median_e2el_ms": "15979.6"}, "E2E (median) (ms): Expected `float`, got `str`"),
+        ({"tput_per_gpu": math.nan}, "Throughput per GPU (tokens/s): Expected"),
+        ({"tput_per_gpu": math.inf}, "Throughput per GPU (tokens/s): Expected"),
+        ({"tput_per_gpu": [1]}, "Throughput per GPU (tokens/s): Expected"),
+        ({"tput_per_gpu": -1}, "Throughput per GPU (tokens/s): Expected `float` > 0"),
+        ({"median_e2e_ratio_vs_b200_1126": 1.0}, "E2E Ratio: 1.0 is not E2E (median) (ms) / B200 E2E (median) (ms)"),
+        ({"byte_perplexity": 1.5}, "byte_perplexity: 1.5 is not 2 ** bits_per_byte, 1.36"),
     ],
+    ids=str,
 )
-def test_other_ways_to_say_it(label: str, field: Field) -> None:
-    """Units, devices and remarks do not change which field it is."""
-    assert recognise(label) is field
+def test_what_gradio_lets_through_is_refused(changed: dict[str, Any], problem: str) -> None:
+    """Strings, null, NaN, infinity, lists, and figures that contradict each other."""
+    assert problem in row_problem(values(**changed))
 
 
-@pytest.mark.parametrize(
-    "label",
-    [
-        *("", "Value 3", "TTFT (median)", "Mean E2E", "P99 E2E (ms)", "Total throughput", "Output throughput per GPU"),
-        *("B200 Team", "Model", "🚀", "TPOT ratio", "Throughput", "E2E / Throughput"),
-    ],
-)
-def test_what_may_mean_something_else_is_not_recognised(label: str) -> None:
-    """A mean is no median, a machine's throughput is not a GPU's: better asked than guessed."""
-    assert recognise(label) is None
-
-
-def test_eleven_labels_in_our_order() -> None:
-    """The competition's Spaces, as the guide words them."""
-    assert match(GUIDE).fields == FIELDS_11
-    assert match(GUIDE).unknown == ()
-
-
-@pytest.mark.parametrize("fields", [FIELDS_14, FIELDS_14[::-1], FIELDS_14[:12]], ids=["14", "reversed", "12"])
-def test_twelve_and_fourteen_are_filled_by_label(fields: tuple[Field, ...]) -> None:
-    """In whatever order they stand."""
-    assert match([LABELS[field] for field in fields]).fields == fields
-
-
-@pytest.mark.parametrize("count", [0, 1, 10, 13, 15])
-def test_other_counts_are_refused_with_both_lists(count: int) -> None:
-    """Gradio would drop surplus values and report success."""
-    with pytest.raises(SchemaError) as caught:
-        match((*GUIDE, "a", "b", "c", "d")[:count])
-    assert f"takes {count} values; known are 11, 12 and 14" in str(caught.value)
-    assert "we send" in str(caught.value)
-    assert "11. " in str(caught.value)
-
-
-def test_swapped_labels_are_refused_side_by_side() -> None:
-    """A label that names another field of ours would have its figures in the wrong column."""
-    swapped = (*GUIDE[:2], GUIDE[3], GUIDE[2], *GUIDE[4:])
-    with pytest.raises(SchemaError) as caught:
-        match(swapped)
-    assert "3. is called 'MI355X Throughput per GPU', where we would send E2E (median) (ms)" in str(caught.value)
-    assert "MI355X Throughput per GPU  E2E (median) (ms)" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ((*GUIDE[:10], GUIDE[9]), "two of the leaderboard's inputs are called byte_perplexity"),
-        ((*GUIDE, "Model"), "nobody knows what to put into 'Model'"),
-        ([LABELS[field] for field in FIELDS_14[2:]], "no input for Team Name and CONC"),
-    ],
-    ids=["twice", "unknown of 12", "no team"],
-)
-def test_labels_that_cannot_be_filled(labels: tuple[str, ...], message: str) -> None:
-    """Each has its own sentence."""
-    with pytest.raises(SchemaError) as caught:
-        match(labels)
-    assert message in str(caught.value)
-
-
-def test_unknown_label_is_filled_by_place_if_accepted() -> None:
-    """Of eleven or fourteen, whose order is known; the schema says which labels it was."""
-    assert match((*GUIDE[:10], "Wortperplexität")).unknown == ("Wortperplexität",)
-    assert match((*GUIDE[:10], "Wortperplexität")).fields == FIELDS_11
-
-
-# -- values ---------------------------------------------------------------------------------------------------
-
-
-def entry_data(fields: dict[str, Any], labels: tuple[str, ...] = GUIDE) -> list[Any]:
-    return list(make_entry(Result(fields), "Team").data(match(labels)))
-
-
-def test_values_keep_full_precision() -> None:
-    """JSON has every digit of the result."""
-    data = json.loads(json.dumps(entry_data(result_fields(16))))
-    assert data[:4] == ["Team", 16, 15995.587654321, 1017.2612345678901]
-    assert data[4:6] == [10407, 344.564]
-    assert data[6:] == [15995.587654321 / 10407, 1017.2612345678901 / 344.564, 0.4485, 1.3646, 3.2522]
-
-
-def test_payloads_of_the_predecessor(shared: Any) -> None:
-    """Its 14 values in its order, but for the digits that it cut off."""
-    b200 = json.loads((ROOT / "baselines" / "b200_nv1126.json").read_text())["rows"]
-    for line in (shared / "golden" / "original_payloads.txt").read_text().splitlines():
-        golden = json.loads(line)["data"]
-        row = next(row for row in b200 if (row["isl"], row["osl"], row["conc"]) == (1024, 1024, golden[1]))
-        fields = result_fields(golden[1]) | {
-            "median_e2el_ms": 15979.6,
-            "tput_per_gpu": 1017.26,
-            "interactivity": 71.4286,
-            "b200_baseline_nv1126": {
-                "b200_median_e2e_1126": row["median_e2e_ms"],
-                "b200_tput_pergpu_1126": row["tput_per_gpu"],
-                "b200_median_intvty_1126": row["median_interactivity"],
-            },
-            "median_e2e_ratio_vs_b200_1126": 15979.6 / row["median_e2e_ms"],
-            "tput_per_gpu_ratio_vs_b200_1126": 1017.26 / row["tput_per_gpu"],
-            "interactivity_ratio_vs_b200_1126": 71.4286 / row["median_interactivity"],
-        }
-        data = make_entry(Result(fields), "MyTeam").data(match([LABELS[field] for field in FIELDS_14]))
-        assert data[0] == golden[0]
-        assert data[1:] == pytest.approx(golden[1:], rel=1e-5)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, "3.25", True, 0, -1.0, [3.25]], ids=repr)
-def test_only_finite_numbers_are_sent(value: object) -> None:
-    """Gradio takes and keeps anything."""
-    with pytest.raises(PayloadError, match=r"word_perplexity is .*, not a finite number"):
-        entry_data(result_fields(accuracy={"bits_per_byte": 0.4, "byte_perplexity": 1.3, "word_perplexity": value}))
-
-
-def test_missing_baseline_is_empty_only_where_that_is_allowed() -> None:
-    """An optional input stays empty; any other makes the result one that cannot be sent."""
-    fields = {name: value for name, value in result_fields().items() if "b200" not in name}
-    with pytest.raises(PayloadError, match=r"B200 E2E .*: no B200 baseline is known"):
-        entry_data(fields)
-    optional = tuple(label + IF_KNOWN if "B200" in label or "Ratio" in label else label for label in GUIDE)
-    assert entry_data(fields, optional)[4:8] == [None] * 4
-
-
-def test_key_is_of_the_row_and_the_leaderboard() -> None:
-    """The same figures on the same leaderboard are the same submission, in whatever order they are asked for."""
-    one, other = (make_entry(Result(result_fields(conc)), "Team") for conc in (4, 8))
-    assert one.key("http://a") == make_entry(Result(result_fields(4)), "Team").key("http://a")
-    assert len({one.key("http://a"), one.key("http://b"), other.key("http://a")}) == 3
-    assert len(one.data(ASSUMED)) == 11
-
-
-# -- names ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name", ["Team", ' it\'s "quoted" ', "🏴‍☠️ 👩‍💻", "$(reboot); `id`", "Tëam 团队", "x" * MAX_TEAM]
-)
-def test_name_is_sent_as_typed(name: str) -> None:
-    """Quotes, emoji and what a shell would run are a name like any other."""
-    assert team_problem(name) == ""
-    assert make_entry(Result(result_fields()), name).data(ASSUMED)[0] == name
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("", "it is empty"),
-        (" \t", "it is empty"),
-        ("a\nb", "line break"),
-        ("a\r", "line break"),
-        ("a\x1b[31m", "U+001B"),
-        ("x" * 10_240, "it has 10,240 characters, at most 200"),
-        ("\udcff", "not UTF-8"),
-        ("a\u2028b", "U+2028"),
-    ],
-    ids=["empty", "blank", "newline", "return", "escape", "10 kB", "bytes", "separator"],
-)
-def test_name_is_refused_before_anything_runs(name: str, problem: str) -> None:
-    """What a table cannot show is never sent changed."""
-    assert problem in team_problem(name)
-
-
-# -- what may be sent -----------------------------------------------------------------------------------------
-
-
-def reasons(loopback: bool = False, **changed: Any) -> tuple[str, ...]:
-    return objections(Result(result_fields(**changed)), loopback=loopback)
-
-
-def test_passed_result_of_a_server_may_be_sent() -> None:
-    """Nothing stands against it."""
-    assert reasons() == ()
-    assert reasons(engine="sglang") == ()
-
-
-def test_reference_engine_stays_on_the_machine() -> None:
-    """As a rehearsal it may go to a leaderboard on loopback."""
-    assert "never leave the machine" in reasons(engine="reference")[0]
-    assert reasons(engine="reference", loopback=True) == ()
-
-
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({"engine": "vllm"}, "an engine that is not known: 'vllm'"),
-        ({"accuracy_validation": {"status": "NOT RUN"}}, "accuracy is NOT RUN"),
-        ({"accuracy_validation": {"status": "NO BASELINE"}}, "accuracy is NO BASELINE"),
-        ({"accuracy_task": {"task": "wikitext-2047-chunks[:2]"}}, "a part of the task only"),
-        ({"successful_requests": 199}, "not complete: 199 of 200 requests"),
-        ({"validation": {"findings": [{"check": "h2", "severity": "reject", "message": "no"}]}}, "h2: no"),
-        ({"server": {"num_gpus": None}}, "the number of GPUs is unknown"),
-        ({"verdict": {"status": "FAILED", "reason": "slow"}}, "it did not pass: slow"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_everything_else_is_refused_with_the_reason(changed: dict[str, Any], reason: str) -> None:
-    """The first reason is the one that is shown."""
-    assert reason in reasons(**changed)[0]
-
-
-def test_warnings_and_assumed_gpus_are_sent() -> None:
-    """They are marked in the result, and do not reject it."""
-    warned = {"findings": [{"check": "h7", "severity": "warn", "message": "assumed"}]}
-    assert reasons(validation=warned, server={"num_gpus": 8, "num_gpus_source": "assumed"}) == ()
-
-
-@pytest.mark.parametrize(
-    ("url", "reference", "gpus_known", "problem"),
-    [
-        (None, True, True, "served by X, since Y: results of the reference engine never leave"),
-        ("http://10.0.0.1", True, True, "never leave the machine"),
-        ("http://127.0.0.1:1", True, True, ""),
-        (None, False, True, ""),
-        (None, False, False, "type --tp N"),
-    ],
-)
-def test_server_is_looked_at_before_the_run(url: str | None, reference: bool, gpus_known: bool, problem: str) -> None:
-    """What could not be submitted is not measured for hours."""
-    config = SweepConfig(scenarios=ALL_SCENARIOS[:1], leaderboard_url=url)
-    found = server_problem(config, "X, since Y", reference=reference, gpus_known=gpus_known)
-    assert problem in found
-    assert bool(found) == bool(problem)
+def test_row_is_kept_once(tmp_path: Path) -> None:
+    """The same figures again are the same submission; one different digit makes another one."""
+    store = Store(tmp_path / "rows.sqlite")
+    assert store.add(SCENARIO, values()) == (1, True)
+    assert store.add(SCENARIO, values()) == (1, False)
+    assert store.add(SCENARIO, values(tput_per_gpu=1017.26123456789))[1]
+    assert store.add(Scenario(8, 4), values())[1]
+    again = Store(tmp_path / "rows.sqlite").rows(SCENARIO)
+    assert [one.throughput for one in again] == [1017.2612345678901, 1017.26123456789]
+    assert again[0] == row("Team", 4, 1017.2612345678901, 15983.587654321, 71.42857142857143)

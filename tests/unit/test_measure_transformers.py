@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dsr1.accuracy.documents import AccuracyTask, Document
-from pytest_dsr1.vocabulary import Tokenizer
+from pytest_dsr1.accuracy.tokenizer import Tokenizer
 from tools.measure_reference import Figures
 from tools.measure_transformers import score, windows
 
@@ -46,7 +46,6 @@ def test_every_token_is_scored_once_behind_the_prefix_token() -> None:
     assert all(len(context) + len(scored) < task.max_length for context, scored in asked)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.text(max_size=60), st.integers(3, 20))
 def test_windows_of_any_text(text: str, max_length: int) -> None:
     """All tokens are scored, in order, and no request is longer than the task's."""

@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 
 from pytest_dsr1.core.config import ALL_SCENARIOS, Engine, Mode, Point, Scenario, SweepConfig
-from pytest_dsr1.option_table import BY_NAME
-from pytest_dsr1.options import (
-    asks_for_sweep,
-    make_config,
-    parse_options,
-    resumed_values,
-    storable,
-    with_paths_joined,
-)
+from pytest_dsr1.options.reading import asks_for_sweep, make_config, parse, resumed_values, to_texts
+from pytest_dsr1.options.table import BY_NAME
 
 LENGTHS = ("--isl", "8", "--osl", "4")
 
@@ -28,7 +21,7 @@ def typed(*args: str) -> dict[str, Any]:
     words = iter(args)
     for word in words:
         option = BY_NAME[word]
-        if option.flag:
+        if option.is_flag:
             found[word] = True
         elif option.repeatable:
             found.setdefault(word, []).append(next(words))
@@ -39,7 +32,7 @@ def typed(*args: str) -> dict[str, Any]:
 
 def config(*args: str, environ: Mapping[str, str] | None = None) -> SweepConfig:
     options = typed(*args)
-    return make_config(parse_options(options, environ or {}), options, Path("/rootdir"))
+    return make_config(parse(options, environ or {}), options, Path("/rootdir"))
 
 
 def test_defaults() -> None:
@@ -83,10 +76,10 @@ def test_environment_comes_after_the_command_line() -> None:
 def test_ini_file_comes_last() -> None:
     """Option, environment, ini file: in this order."""
     ini = {"--port": "7777", "--conc": "2"}
-    assert parse_options({}, {"PORT": "6666"}, ini) == {"--port": 6666, "--conc": (2,)}
-    assert parse_options({"--port": "5555"}, {"PORT": "6666"}, ini)["--port"] == 5555
+    assert parse({}, {"PORT": "6666"}, ini) == {"--port": 6666, "--conc": (2,)}
+    assert parse({"--port": "5555"}, {"PORT": "6666"}, ini)["--port"] == 5555
     with pytest.raises(pytest.UsageError, match=r"dsr1_port \(ini file\): 'http' is not accepted"):
-        parse_options({}, {}, {"--port": "http"})
+        parse({}, {}, {"--port": "http"})
 
 
 def test_team_in_the_environment_does_not_submit() -> None:
@@ -108,8 +101,8 @@ def test_team_asks_for_submission(mode: tuple[str, ...]) -> None:
 def test_resumed_batch_keeps_team_and_leaderboard() -> None:
     """Wherever the name came from; another one typed beside --resume contradicts it."""
     environ = {"TEAM_NAME_ENV": "Team"}
-    options = parse_options(typed(*LENGTHS, "--mode", "submit", "--leaderboard-url", "http://h:1"), environ)
-    kept = storable(options, Scenario(8, 4))
+    options = parse(typed(*LENGTHS, "--mode", "submit", "--leaderboard-url", "http://h:1"), environ)
+    kept = to_texts(options, Scenario(8, 4))
     made = make_config(resumed_values({}, {Path("batch"): kept}), {}, Path("/rootdir"))
     assert (made.mode, made.team, made.leaderboard_url) == (Mode.SUBMIT, "Team", "http://h:1")
     with pytest.raises(pytest.UsageError, match="--submit-team: 'Other' contradicts the resumed batch"):
@@ -124,11 +117,11 @@ def test_server_url_is_a_base(typed_url: str, base: str) -> None:
     assert config(*LENGTHS, "--server-url", typed_url).server_urls == (base,)
 
 
-@pytest.mark.parametrize("name", ["--isl", "--osl", "--scenario", "--resume"])
+@pytest.mark.parametrize("name", ["--isl", "--osl", "--scenario", "--resume", "--preflight", "--print-launch"])
 def test_asked_for(name: str) -> None:
     """Lengths or a batch to resume ask for a sweep, nothing else does."""
     assert asks_for_sweep({name: "1"})
-    assert not asks_for_sweep({"--conc": "4", "--mode": "acc", "--preflight": True})
+    assert not asks_for_sweep({"--conc": "4", "--mode": "acc", "--server-url": ["http://h"]})
 
 
 @pytest.mark.parametrize(
@@ -199,7 +192,7 @@ STORED = (*LENGTHS, "--conc", "2,4", "--num-prompts", "9", "--accuracy", "off", 
 
 
 def resumed(*args: str, stored: tuple[str, ...] = STORED) -> SweepConfig:
-    kept = storable(parse_options(typed(*stored), {}), Scenario(8, 4))
+    kept = to_texts(parse(typed(*stored), {}), Scenario(8, 4))
     options = typed("--resume", "batch", *args)
     return make_config(resumed_values(options, {Path("batch"): kept}), options, Path("/rootdir"))
 
@@ -241,13 +234,7 @@ def test_contradiction_is_a_usage_error(args: tuple[str, ...], message: str) -> 
 
 def test_resumed_batches_must_agree_with_each_other() -> None:
     """Several folders are resumed in one session only if they were measured alike."""
-    kept = storable(parse_options(typed(*STORED), {}), Scenario(8, 4))
+    kept = to_texts(parse(typed(*STORED), {}), Scenario(8, 4))
     other = kept | {"--osl": "5", "--num-prompts": "3"}
     with pytest.raises(pytest.UsageError, match="--num-prompts is 9 in one but 3 in two"):
         resumed_values({}, {Path("one"): kept, Path("two"): other})
-
-
-def test_path_is_joined_to_its_option(tmp_path: Path) -> None:
-    """It would be taken for the tests' place, if not now then in a worker that finds it made; others stay."""
-    args = ("--resume", str(tmp_path), "--reports-dir", "new", "--isl", "8", "--resume", "-x", str(tmp_path))
-    assert with_paths_joined(args) == [f"--resume={tmp_path}", "--reports-dir=new", *args[4:]]

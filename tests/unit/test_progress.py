@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_dsr1.core.text import duration
-from pytest_dsr1.progress import describe
+from pytest_dsr1.session.terminal import describe
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (59.4, "59 s"), (80, "1 min 20 s"), (7500, "2 h 5 min")])

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_dsr1.servers.arguments import ServerArgument, parse_server_arg, parse_server_env, render
 
 from pytest_dsr1.core.config import ALL_SCENARIOS, CONCURRENCIES, Point, Scenario
-from pytest_dsr1.servers.arguments import ServerArgument, parse_server_arg, parse_server_env, render
 from pytest_dsr1.servers.launch import Launch, LaunchOptions, launches, make_launch
 from pytest_dsr1.servers.recipe import Recipe, RecipeError, load_recipe, recipe_for, recipe_names
 

@@ -37,7 +37,7 @@ def test_the_first_entry_may_be_anything() -> None:
     [
         ([], "0 log-probabilities for a prompt of 5 tokens, expected 6.*ignores echo"),
         (ENTRIES[-1:], "1 log-probabilities for a prompt of 5 tokens, expected 6.*ignores echo"),
-        (ENTRIES[2:], "4 log-probabilities .* cut short, .*--disable-radix-cache"),
+        (ENTRIES[2:], "4 log-probabilities .* truncated the prompt, .*--disable-radix-cache"),
         (ENTRIES[:-1], "5 log-probabilities for a prompt of 5 tokens, expected 6"),
         ([None, *ENTRIES], "7 log-probabilities .*tokens of its own"),
         ([None, None, *ENTRIES[2:]], "log-probability 1 of 5 is null.*--disable-radix-cache"),
@@ -70,8 +70,13 @@ def test_cached_tokens_that_the_server_reports_are_named() -> None:
     ("reply", "complaint"),
     [
         (b"<html>", "is not JSON .*<html>"),
-        (b"[]", "is not an object"),
-        (b"{}", "no single choice"),
+        (b"[]", r"Expected `object`, got `array`"),
+        (b"{}", r"missing required field `choices`"),
+        (b'{"choices": []}', r"length >= 1.*choices"),
+        (
+            b'{"choices": [{"logprobs": {"token_logprobs": []}}, {"logprobs": {"token_logprobs": []}}]}',
+            r"length <= 1.*choices",
+        ),
         (b'{"choices": [{"logprobs": null}]}', "does not support echo with logprobs"),
         (b'{"choices": [7]}', "does not support echo with logprobs"),
     ],

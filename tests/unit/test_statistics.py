@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,7 +105,7 @@ class TestLatencies:
         assert performance.tpot is None
         assert performance.itl is None
         assert performance.interactivity is None
-        assert performance.latency_ms().keys() == {"ttft", "e2el"}
+        assert msgspec.to_builtins(performance.latency_ms).keys() == {"ttft", "e2el"}
         assert not [name for name in performance.to_fields() if "tpot" in name or "itl" in name]
 
     def test_a_request_of_one_token_among_others_has_no_tpot(self) -> None:
@@ -183,7 +184,7 @@ class TestWhatCounts:
 
     def test_a_window_without_length_is_a_bug_upstream(self) -> None:
         """No rate is divided by it."""
-        with pytest.raises(ValueError, match="clocks were mixed up"):
+        with pytest.raises(ValueError, match="before the first send"):
             summarize(run_of(sample(sent_ms=100, event_ms=(100,))))
 
 
@@ -199,13 +200,13 @@ class TestSlotIdle:
             sample(index=3, slot=1, sent_ms=200, event_ms=(300,), idle_ms=3),
             concurrency=2,
         )
-        assert performance.slot_idle is not None
-        assert performance.slot_idle.mean_ms == pytest.approx(2)
-        assert performance.slot_idle.max_ms == pytest.approx(3)
+        assert performance.slot_idle_ms is not None
+        assert performance.slot_idle_ms.mean == pytest.approx(2)
+        assert performance.slot_idle_ms.max == pytest.approx(3)
 
     def test_without_a_second_request_there_is_no_idle_time(self) -> None:
         """As many requests as slots leave nothing between them."""
-        assert performance_of(sample()).slot_idle is None
+        assert performance_of(sample()).slot_idle_ms is None
 
 
 def test_fields_are_those_of_the_golden_result_in_its_order(shared: Path) -> None:
@@ -218,7 +219,7 @@ def test_fields_are_those_of_the_golden_result_in_its_order(shared: Path) -> Non
 def test_every_figure_is_a_plain_number() -> None:
     """NumPy's scalars would not survive JSON."""
     performance = performance_of(sample())
-    figures = [*performance.to_fields().values(), *performance.latency_ms()["ttft"].values(), performance.slots_busy]
+    figures = [*performance.to_fields().values(), *asdict(performance.ttft).values(), performance.slots_busy]
     assert {type(figure) for figure in figures} == {int, float}
 
 

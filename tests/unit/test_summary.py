@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -84,6 +86,48 @@ def test_survives_json(batch: Batch) -> None:
     """What is stored is what is read back."""
     batch = batch.with_point(ended(8, Status.FAILED, 3.5, "why")).with_note("a note")
     assert Batch.from_fields(batch.to_fields(), batch.folder) == batch
+
+
+def test_its_json_is_that_of_batch_json(batch: Batch) -> None:
+    """Folders of an earlier version are resumed, and an earlier version resumes ours."""
+    batch = replace(batch, points=(ended(8, Status.FAILED, 3.5, "why"),), notes=("a note",))
+    fields = json.loads(json.dumps(batch.to_fields()))
+    assert fields == {
+        "isl": 1024,
+        "osl": 1024,
+        "mode": "submit",
+        "started": STARTED,
+        "points": [
+            {
+                "conc": 8,
+                "tests": [],
+                "status": "FAILED",
+                "started": STARTED,
+                "elapsed_s": 3.5,
+                "reason": "why",
+                "lost": False,
+            }
+        ],
+        "notes": ["a note"],
+    }
+    del fields["points"][0]["lost"]
+    assert Batch.from_fields(fields, batch.folder) == batch
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"isl": 0}, "ISL 0"),
+        ({"mode": "fast"}, "batch, mode: .*'fast'"),
+        ({"points": [{"conc": "4"}]}, "batch, point 1, conc: expected int, found '4'"),
+        ({"started": None}, "batch, started: expected float, found null"),
+    ],
+    ids=str,
+)
+def test_fields_of_something_else_are_refused(batch: Batch, changed: dict[str, object], message: str) -> None:
+    """The error names the point and the field."""
+    with pytest.raises(ValueError, match=message):
+        Batch.from_fields(batch.to_fields() | changed, batch.folder)
 
 
 def test_note_is_said_once(batch: Batch) -> None:

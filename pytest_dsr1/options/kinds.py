@@ -1,0 +1,190 @@
+"""What an option's text may be: a reader, and the words that say what it accepts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from pytest_dsr1.core.config import Engine, Mode, Scenario
+
+# Modules of the plugin are imported within the functions: the table of options is read in every pytest session of
+# every project, the functions run only in a sweep.
+
+
+class NotAcceptedError(ValueError):
+    """A value is not accepted, for the reason that the message gives."""
+
+
+def whole_number(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
+    """A reader of whole numbers from `minimum` to `maximum`."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not minimum <= value <= maximum:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def range_ratio(text: str) -> float:
+    """A number above 0 and at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+def concurrencies(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1, separated by commas, each once."""
+    values = tuple(whole_number(1)(part) for part in text.split(","))
+    if len(set(values)) != len(values):
+        raise ValueError
+    return values
+
+
+def scenarios(text: str) -> tuple[Scenario, ...]:
+    """ISL/OSL pairs, separated by commas, each once; or `all`."""
+    from pytest_dsr1.core.config import scenarios_of
+
+    return scenarios_of(text)
+
+
+def mode(text: str) -> Mode:
+    """acc, perf or submit."""
+    from pytest_dsr1.core.config import Mode
+
+    return Mode(text)
+
+
+def engine(text: str) -> Engine:
+    """auto, sglang or reference."""
+    from pytest_dsr1.core.config import Engine
+
+    return Engine(text)
+
+
+def gate_or_off(text: str) -> bool:
+    """Whether the accuracy gate is evaluated."""
+    return {"gate": True, "off": False}[text]
+
+
+def team(text: str) -> str:
+    """A team's name as it is submitted."""
+    from pytest_dsr1.core.routing import team_problem
+
+    if problem := team_problem(text):
+        raise NotAcceptedError(problem)
+    return text
+
+
+def address(text: str) -> str:
+    """An http or https address without user, query or fragment."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError
+    if parts.username or parts.password:
+        raise ValueError
+    _ = parts.port  # raises ValueError beyond 65535
+    return text.rstrip("/")
+
+
+def server_url(text: str) -> str:
+    """The address of a server, without /v1."""
+    return address(text).removesuffix("/v1")
+
+
+def filled(text: str) -> str:
+    """Any text but an empty one."""
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+def path(text: str) -> Path:
+    """A path, as it was typed."""
+    return Path(filled(text))
+
+
+def absolute_path(text: str) -> Path:
+    """A path that also holds when the batch is resumed from another folder."""
+    return Path(filled(text)).expanduser().absolute()
+
+
+def recipe(text: str) -> str:
+    """The name of a recipe, or the absolute path of one: a name has no slash."""
+    return str(absolute_path(text)) if "/" in text or text.endswith(".toml") else filled(text)
+
+
+def server_arg(text: str) -> str:
+    """An argument of SGLang, NAME[=VALUE]."""
+    from pytest_dsr1.servers.launch import parse_server_arg
+
+    return _readable(text, parse_server_arg)
+
+
+def server_env(text: str) -> str:
+    """An environment variable of SGLang, NAME=VALUE."""
+    from pytest_dsr1.servers.launch import parse_server_env
+
+    return _readable(text, parse_server_env)
+
+
+def _readable(text: str, read: Callable[[str], object]) -> str:
+    try:
+        read(text)
+    except ValueError as error:
+        raise NotAcceptedError(str(error)) from None
+    return text
+
+
+class Kind(NamedTuple):
+    """What the text of an option may be.
+
+    :param parse: Text to value. A ValueError becomes a usage error that quotes `accepted`.
+    :param metavar: Stands for the text in --help.
+    """
+
+    parse: Callable[[str], Any]
+    accepted: str
+    metavar: str
+
+
+#: Of an option without a text.
+FLAG = Kind(filled, "", "")
+COUNT = Kind(whole_number(1), "a whole number from 1", "N")
+VOCAB_SIZE = Kind(whole_number(2), "a whole number from 2", "N")
+PORT = Kind(whole_number(1, 65535), "a whole number from 1 to 65535", "PORT")
+SEED = Kind(whole_number(0, 2**32 - 1), "a whole number from 0 to 2^32-1", "N")
+SECONDS = Kind(seconds, "a number of seconds above 0", "SECONDS")
+RANGE_RATIO = Kind(range_ratio, "a number above 0 and at most 1", "R")
+CONCURRENCIES = Kind(concurrencies, "whole numbers from 1, each once, separated by commas", "LIST")
+SCENARIOS = Kind(
+    scenarios, "ISL/OSL pairs of whole numbers from 1, each once, separated by commas, or all", "ISL/OSL[,...]"
+)
+MODE = Kind(mode, "acc, perf or submit", "MODE")
+ENGINE = Kind(engine, "auto, sglang or reference", "ENGINE")
+GATE = Kind(gate_or_off, "gate or off", "gate|off")
+TEAM = Kind(team, "a team name on one line", "NAME")
+ADDRESS = Kind(address, "http(s)://HOST[:PORT][/PATH], without user, query or fragment", "URL")
+SERVER_URL = Kind(server_url, "http(s)://HOST[:PORT], without user, query or fragment", "URL")
+MODEL = Kind(filled, "a model's name or folder", "NAME|PATH")
+TOKENIZER = Kind(filled, "a folder or a hub name", "NAME|PATH")
+RECIPE = Kind(recipe, "the name of a recipe or the path of one", "NAME|PATH")
+SERVER_ARG = Kind(server_arg, "an argument of SGLang", "NAME[=VALUE]")
+SERVER_ENV = Kind(server_env, "a variable", "NAME=VALUE")
+PATH = Kind(absolute_path, "a path", "PATH")
+FOLDER = Kind(path, "a path", "DIR")
+BATCH = Kind(path, "a batch folder", "DIR")

@@ -1,0 +1,161 @@
+"""All that the plugin uses of pytest beyond its public interface; each function has a test of its own.
+
+Tried on pytest 9.0 and 9.2. A later version that changes one of these names fails the tests of this file only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import inspect
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import pytest
+
+from pytest_dsr1.options.table import Option
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def declared_names(parser: pytest.Parser) -> frozenset[str]:
+    """The names of all options that pytest, its plugins and conftests have declared."""
+    return frozenset(name for group in parser._groups for option in group.options for name in option.names())
+
+
+def add_options(parser: pytest.Parser, options: Iterable[Option]) -> None:
+    """Declare options of ours. Their texts stay texts, so that one place words the errors."""
+    group = parser.getgroup("dsr1", "DeepSeek-R1 serving benchmark (pytest-dsr1)")
+    for option in options:
+        attributes: dict[str, Any] = {"dest": option.dest, "default": None, "help": option.help.replace("%", "%%")}
+        if option.is_flag:
+            attributes["action"] = "store_true"
+        else:
+            attributes |= {"action": "append" if option.repeatable else "store", "metavar": option.kind.metavar}
+        group.addoption(option.name, **attributes)
+
+
+class _QuietParser(argparse.ArgumentParser):
+    """A parser whose complaints are left to pytest's own, which sees the same arguments later."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def hide_values(config: pytest.Config, parser: pytest.Parser, args: Sequence[str], options: Iterable[Option]) -> None:
+    """Keep pytest from taking the values of options that are not declared yet for the paths of tests.
+
+    The paths decide which conftests are loaded first, and these may declare options of their own.
+    """
+    quiet = _QuietParser(add_help=False, allow_abbrev=False)
+    for option in options:
+        quiet.add_argument(option.name, action="store_true" if option.is_flag else "append")
+    try:
+        _, rest = quiet.parse_known_args(list(args))
+    except ValueError:
+        return
+    namespace = parser.parse_known_args(rest, copy.copy(config.option))
+    config.known_args_namespace.file_or_dir[:] = namespace.file_or_dir
+
+
+def owner_of_option(config: pytest.Config, name: str) -> str:
+    """Which plugin or conftest declared an option: its file where it has one, else its name."""
+    for implementation in config.hook.pytest_addoption.get_hookimpls():
+        recorder = _OptionRecorder()
+        available = {"parser": recorder, "pluginmanager": config.pluginmanager}
+        try:
+            implementation.function(*(available[argument] for argument in implementation.argnames))
+        # Whatever a stranger's hook does with a parser that only records.
+        except Exception:
+            continue
+        if name in recorder.names:
+            return str(getattr(implementation.plugin, "__file__", None) or implementation.plugin_name)
+    return "another plugin"
+
+
+class _OptionRecorder:
+    """Looks like a parser, and keeps the names of the options that are declared on it."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def getgroup(self, *_: object, **__: object) -> _OptionRecorder:
+        return self
+
+    def addoption(self, *names: str, **_: object) -> None:
+        self.names.update(names)
+
+    _addoption = addoption
+
+    def addini(self, *_: object, **__: object) -> None: ...
+
+
+def location_by(config: pytest.Config, parser: pytest.Parser, args: Sequence[str]) -> tuple[Path, Path | None]:
+    """Rootdir and ini file as pytest would find them, had it known all options from the start."""
+    from _pytest.config.findpaths import determine_setup
+
+    namespace = parser.parse_known_args(args, copy.copy(config.option))
+    rootdir, ini_file, *_ = determine_setup(
+        inifile=namespace.inifilename,
+        override_ini=namespace.override_ini,
+        args=namespace.file_or_dir,
+        rootdir_cmd_arg=namespace.rootdir or None,
+        invocation_dir=config.invocation_params.dir,
+    )
+    return rootdir, ini_file
+
+
+# -- the sweep's own module -------------------------------------------------------------------------------------------
+
+
+class SweepModule(pytest.Module):
+    """The sweep's tests, imported from the package whatever lies in the folder."""
+
+    def _getobj(self) -> ModuleType:
+        return importlib.import_module("pytest_dsr1.test_sweep")
+
+
+def sweep_module(session: pytest.Collector, shown: str, path: Path) -> SweepModule:
+    """The sweep's module as a collector with the id `shown`.
+
+    The id is the same in a checkout and a wheel, so that --lf, JUnit files and benchmark rows match.
+    """
+    module: SweepModule = SweepModule.from_parent(session, path=path, nodeid=shown)
+    return module
+
+
+def collect_only(config: pytest.Config, folder: Path) -> None:
+    """Have the session collect from `folder`, whatever was typed."""
+    config.args[:] = [str(folder)]
+
+
+def modules_with_fixture(config: pytest.Config, name: str) -> list[Path]:
+    """The conftest files that define a fixture."""
+    found = []
+    for plugin_name, plugin in config.pluginmanager.list_name_plugin():
+        if plugin is None or not plugin_name.endswith("conftest.py"):
+            continue
+        for attribute, value in inspect.getmembers_static(plugin):
+            marker = getattr(value, "_fixture_function_marker", None)
+            if marker is not None and (marker.name or attribute) == name:
+                found.append(Path(plugin_name))
+    return found
+
+
+# -- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def count_as_failed(config: pytest.Config, nodeid: str) -> None:
+    """Have --lf select a test that was skipped; pytest counts a skipped test as not failed."""
+    plugin = config.pluginmanager.get_plugin("lfplugin")
+    if plugin is not None:
+        plugin.lastfailed[nodeid] = True
+
+
+def forget_marks(item: pytest.Item, unwanted: Iterable[pytest.Mark]) -> None:
+    """Take marks off an item that another plugin has put on it."""
+    dropped = list(unwanted)
+    item.own_markers[:] = [mark for mark in item.own_markers if mark not in dropped]

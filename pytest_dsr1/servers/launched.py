@@ -1,0 +1,259 @@
+"""A server that we launch: from the check of its port to the end of its last process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pytest_dsr1.core.config import Point
+from pytest_dsr1.core.server import Served
+from pytest_dsr1.core.text import duration
+from pytest_dsr1.servers import Reporter, ServerError, probe
+from pytest_dsr1.servers.launch import Launch
+from pytest_dsr1.servers.log import LogReader, cause_of_end, new_log, progress_of, tail_of, telling_lines
+from pytest_dsr1.servers.ports import holder_of, is_descendant, is_taken
+from pytest_dsr1.servers.process import Ended, ServerProcess
+
+#: Between SIGTERM and SIGKILL. SGLang first finishes the requests in flight; idle, it ends within 3 to 6 s.
+STOP_GRACE_S = 20.0
+#: Shortest and longest time between two checks whether it is ready; in SGLang each is a prefill and a line of its log.
+POLL_S = (0.02, 1.0)
+#: For one answer while it starts.
+_ANSWER_S = 5.0
+#: From the end of its connections until the end of its process is known.
+_DYING_S = 3.0
+#: A shorter start is not worth mentioning when it is lost.
+LONG_START_S = 60.0
+
+
+class LaunchedServer:
+    """A server that is launched, and restarted where a point needs other arguments.
+
+    :param name: Of the software, for messages.
+    :param launch_for: The command line for a point.
+    :param logs: Folder of logs; each start makes one.
+    :param timeout_s: Longest wait until it is ready.
+    :param keep: Whether `stop` leaves it running, if it serves.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        launch_for: Callable[[Point], Launch],
+        logs: Path,
+        reporter: Reporter,
+        *,
+        timeout_s: float,
+        keep: bool = False,
+    ) -> None:
+        self._name = name
+        self._launch_for = launch_for
+        self._logs, self._reporter = logs, reporter
+        self._timeout_s, self._keep = timeout_s, keep
+        self._launch: Launch | None = None
+        self._process: ServerProcess | None = None
+        self._start_s: float | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running server."""
+        return self._process.pid if self._process is not None and self._process.ended is None else None
+
+    @property
+    def url(self) -> str | None:
+        """Where it serves; None until it does."""
+        return self._launch.url if self._launch is not None and self._start_s is not None else None
+
+    def serve(self, point: Point | None = None) -> Served:
+        assert point is not None, "a launch is made for a point"
+        launch = self._launch_for(point)
+        if self._launch is not None and launch != self._launch:
+            self._reporter.line(f"restarting {self._name} for {point.id}: {launch.changes_from(self._launch)}")
+            self._end()
+        if self._process is None:
+            self._start(launch)
+        elif problem := self._end_problem():
+            raise ServerError(problem)
+        return self.inspect()
+
+    def inspect(self) -> Served:
+        assert self._launch is not None, "it was never started"
+        if problem := self._end_problem():
+            raise ServerError(problem)
+        try:
+            served = probe.inspect(self._launch.url, self._launch.model)
+        except ServerError as error:
+            raise ServerError(self._end_problem(_DYING_S) or str(error)) from None
+        return replace(served, engine=served.engine if served.is_reference else "sglang", launch=self._description())
+
+    def flush_cache(self) -> None:
+        """:raises ServerError: The cache was not emptied, so the next measurement might be of the cache."""
+        if self._launch is not None and (problem := probe.flush_cache(self._launch.url)):
+            raise ServerError(f"{self._launch.url}: {problem}")
+
+    def problem(self, patience_s: float) -> str:
+        if self._launch is None or self._process is None:
+            return ""
+        if problem := self._end_problem():
+            return problem
+        if not (silence := probe.silence(self._launch.url, patience_s)):
+            return ""
+        return self._end_problem(_DYING_S) or f"{silence}; see {self._log}{_quoted(tail_of(self._log))}"
+
+    def stop(self) -> None:
+        if self.kept:
+            return
+        if self._keep and self.pid is not None and self._start_s is not None:
+            assert self._process is not None
+            self._process.keep()
+            if self._process.kept:
+                return
+        self._end()
+
+    def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
+        if self._process is None:
+            return ()
+        self._process.poll()
+        error = self._process.log_error
+        lines = [f"the server's log is incomplete: {error}"] if error else []
+        if self._start_s is None or self.pid is None:
+            return lines
+        if self._keep:
+            lines.append(
+                f"the server keeps running at {self.url} (pid {self.pid}); measure it again with the same command, or "
+                f"with --server-url {self.url}; stop it with: kill {self.pid}"
+            )
+        elif interrupted and self._start_s >= LONG_START_S:
+            lines.append(
+                f"the server took {duration(self._start_s)} to start, and is stopped now; with --keep-server it stays "
+                "for the next session"
+            )
+        return lines
+
+    @property
+    def kept(self) -> bool:
+        """Whether it was left running."""
+        return self._process is not None and self._process.kept
+
+    # -- its start --------------------------------------------------------------------------------------------
+
+    def _start(self, launch: Launch) -> None:
+        require_port(launch)
+        self._log = new_log(self._logs, str(launch.port))
+        self._reporter.line(f"starting {self._name} by recipe {launch.recipe}; log: {self._log}")
+        process = ServerProcess(launch.argv, dict(launch.environment), self._log, STOP_GRACE_S)
+        self._launch, self._process, self._start_s = launch, process, None
+        began, self._started = time.monotonic(), time.time()
+        try:
+            process.start()
+            self._wait(launch, process, began)
+        except BaseException:
+            self._end()
+            raise
+        self._start_s = time.monotonic() - began
+        process.ready()
+
+    def _wait(self, launch: Launch, process: ServerProcess, began: float) -> None:
+        """Wait until our process lives, is the one that listens, is healthy and serves our model."""
+        log = LogReader(self._log)
+        said = "starting"
+        while True:
+            if ended := process.poll():
+                raise ServerError(self._describe_end(f"{self._name} did not start", ended))
+            for line in log.lines():
+                said = progress_of(line) or said
+            elapsed = time.monotonic() - began
+            self._reporter.progress(f"{self._name}: {said}, {elapsed:.0f} s")
+            if self._is_ready(launch, process):
+                # Once more, since it may have ended after it answered.
+                if process.poll() is None:
+                    return
+                continue
+            if elapsed > self._timeout_s:
+                raise ServerError(
+                    f"{self._name} was not ready within {self._timeout_s:g} s ({said}); allow more with "
+                    f"--launch-timeout, or see {self._log}{_quoted(tail_of(self._log))}"
+                )
+            # A small server is ready within a second, a large one after minutes.
+            time.sleep(min(max(elapsed / 10, POLL_S[0]), POLL_S[1]))
+
+    def _is_ready(self, launch: Launch, process: ServerProcess) -> bool:
+        if not probe.is_healthy(launch.url, _ANSWER_S):
+            return False
+        # Another process may have taken the port, or the same port of another address.
+        holder = holder_of(launch.port)
+        if holder is not None and not is_descendant(holder.pid, process.pid):
+            raise ServerError(
+                f"port {launch.port} was taken by process {holder.pid} ({holder.command[:80]}) while "
+                f"{self._name} was starting; stop that process, or choose another port with --port"
+            )
+        models = probe.served_models(launch.url, _ANSWER_S)
+        if launch.model not in models:
+            raise ServerError(
+                f"{self._name} serves {', '.join(models)} and not {launch.model}; see --model, --recipe and "
+                "--server-arg"
+            )
+        return True
+
+    # -- its end ----------------------------------------------------------------------------------------------
+
+    def _end_problem(self, timeout_s: float = 0.0) -> str:
+        """Why it has ended, or ends within `timeout_s`; empty while it runs."""
+        ended = None if self._process is None else self._process.poll(timeout_s)
+        return "" if ended is None else self._describe_end(f"{self._name} has ended", ended)
+
+    def _describe_end(self, what: str, ended: Ended) -> str:
+        lines = list(ended.tail) or tail_of(self._log)
+        cause = cause_of_end(lines)
+        why = f": {cause.what}; {cause.advice}" if cause is not None else ""
+        log_error = self._process.log_error if self._process is not None else ""
+        log = f"log: {self._log}" + (f" (incomplete: {log_error})" if log_error else "")
+        return f"{what}: {ended.how}{why}; {log}{_quoted(lines)}"
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
+        self._launch, self._start_s = None, None
+
+    def _description(self) -> dict[str, Any]:
+        """How it was started, for a result."""
+        assert self._launch is not None
+        return {
+            "recipe": self._launch.recipe,
+            "command": list(self._launch.argv),
+            "environment": dict(self._launch.environment),
+            "log": str(self._log),
+            "started": round(self._started, 1) if self._start_s is not None else None,
+            "start_s": round(self._start_s, 1) if self._start_s is not None else None,
+        }
+
+
+def require_port(launch: Launch) -> None:
+    """Check that a launch's port is free: SGLang checks it only at the end of its start, and logs "ready" anyway.
+
+    :raises ServerError: It is taken; the message names the process that has it.
+    """
+    if not is_taken(launch.host, launch.port):
+        return
+    holder = holder_of(launch.port)
+    by = f"by process {holder.pid} ({holder.command[:80]})" if holder is not None else "by a process of another user"
+    if holder is None and not probe.answers(launch.url, _ANSWER_S):
+        raise ServerError(
+            f"port {launch.port} cannot be opened, though nobody answers there: an outgoing connection may hold it, up "
+            "to a minute after its end; wait, or choose another port with --port"
+        )
+    try:
+        models = ", ".join(probe.served_models(launch.url, _ANSWER_S))
+        serves = f", which serves {models}: measure it with --server-url {launch.url}, stop it,"
+    except ServerError:
+        serves = "; stop it,"
+    raise ServerError(f"port {launch.port} is taken {by}{serves} or choose another port with --port")
+
+
+def _quoted(lines: Sequence[str]) -> str:
+    """The telling lines of a log, to stand below a message."""
+    return "".join(f"\n    {line}" for line in telling_lines(lines))

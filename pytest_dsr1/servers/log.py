@@ -1,0 +1,274 @@
+"""A server's log: the progress of its start, the cause of its end, the lines to show."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+#: Lines from the end that are searched for a cause; each dying process of eight writes hundreds.
+_SEARCHED_LINES = 5_000
+#: Of each line, so many characters are searched for a cause, and so many are shown; of a value in it, even fewer.
+_SEARCHED_LENGTH = 2_000
+_SHOWN_LENGTH = 300
+_VALUE_LENGTH = 160
+#: Lines that are shown before a telling line without a traceback, and after it.
+_BEFORE = 3
+_AFTER = 2
+#: Read from a file at a time, and kept of a line that has not ended yet.
+_READ_BYTES = 64 * 1024
+_PARTIAL_LENGTH = 4096
+
+_ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC: titles, links
+    r"|\x1b."  # the short ones
+)
+#: Characters that break a line or change its direction, and halves of surrogate pairs, which cannot be printed.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: What SGLang writes before a line: "[2026-11-24 12:57:30 TP0] ", or the name of a process.
+_STAMP = re.compile(r"^(?:\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\]|\[(?:rank\d+|aiter)\]:?|\(\w+ pid=\d+\))\s*")
+
+#: Lines that are neither searched nor shown: they look like a cause, or fill a screen.
+_NOISE = re.compile(
+    r"server_args=|ServerArgs\("  # may contain keys
+    r"|Ignore import error|\S+:\d+: \w*Warning: |\s+warnings\.warn\("
+    r"|usage: |\s+\[-"
+    r"|\s*[\^~]+\s*$"  # the markers of a traceback
+    r"|INFO: +\S+ - \"|(?:Prefill|Decode) batch\b|Echo is not compatible with logprobs"
+    r"|kill_process_tree called"
+    # misleading: the server that answered SGLang may be another one
+    r"|The server is fired up"
+)
+_TRACEBACK = "Traceback (most recent call last):"
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?:: |$)")
+_ERROR = re.compile(r"(?i:error|exception|failed|fatal|critical|crashed|died|abort|killed|SIG[A-Z]+ received)")
+
+#: The time is what was seen on MI355X.
+_COMPILING = "compiling kernels (a first start takes 20 to 30 minutes)"
+_WEIGHTS = "loading weights"
+_GRAPHS = "capturing CUDA graphs"
+
+
+def new_log(folder: Path, name: str) -> Path:
+    """A path that does not exist yet: a server may be started twice in a second."""
+    stamp, number = time.strftime("%Y%m%d_%H%M%S"), 1
+    while True:
+        path = folder / (f"{stamp}-{name}.log" if number == 1 else f"{stamp}-{name}_{number}.log")
+        if not path.exists():
+            return path
+        number += 1
+
+
+def tail_of(path: Path) -> list[str]:
+    """The last lines of a log; none if it cannot be read."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(log.seek(0, os.SEEK_END) - _READ_BYTES, 0))
+            return log.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+class LogReader:
+    """Reads the lines that were appended to a log since the last call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._place = 0
+        self._partial = ""
+
+    def lines(self) -> list[str]:
+        try:
+            with self._path.open("rb") as log:
+                # Its end only: a server may write faster than we read.
+                self._place = log.seek(max(self._place, log.seek(0, os.SEEK_END) - _READ_BYTES))
+                data = log.read(_READ_BYTES)
+        except OSError:
+            return []
+        self._place += len(data)
+        # A progress bar rewrites its line.
+        *lines, self._partial = (self._partial + data.decode(errors="replace")).replace("\r", "\n").split("\n")
+        self._partial = self._partial[-_PARTIAL_LENGTH:]
+        return lines
+
+
+def progress_of(line: str) -> str | None:
+    """The stage of a start in a few words; None if `line` does not tell.
+
+    It never says "ready": SGLang logs that too when another server holds its port.
+    """
+    text = _stampless(_plain(line))
+    for words, said in _STAGES:
+        if match := words.match(text):
+            return said if isinstance(said, str) else said(match)
+    return None
+
+
+def _of(stage: str) -> Callable[[re.Match[str]], str]:
+    """A stage with the counts of its progress bar."""
+    return lambda bar: f"{stage} {bar['done']}/{bar['all']}"
+
+
+def _percent(bar: re.Match[str]) -> str:
+    return f"{_GRAPHS} {100 * int(bar['done']) // max(int(bar['all']), 1)} %"
+
+
+# tqdm: "Loading …:  12% Completed | 20/163 [00:31<03:40,  1.54s/it]"; longer numbers are no counts.
+_BAR = r".*?\| *(?P<done>\d{1,9})/(?P<all>\d{1,9}) \["
+
+#: The beginnings of lines in the order of a start, as SGLang 0.5.23, some earlier versions and aiter write them.
+_STAGES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
+    (re.compile(words), said)
+    for words, said in (
+        (r"server_args=", "starting its processes"),
+        (rf"(?:Fetching|Downloading) {_BAR}", _of("downloading the model, file")),
+        (r"\S+\.safetensors: +\d+%\|", "downloading the model"),
+        (r"Init (?:torch distributed|parallel) begin", "connecting its processes"),
+        (rf"(?:Loading|Multi-thread loading)\b.*?(?:shards|safetensors|weights){_BAR}", _of(_WEIGHTS)),
+        (r"Load weight begin", _WEIGHTS),
+        (r"Load weight end", "allocating the KV cache"),
+        (r"(?:KV Cache is allocated|Memory pool end)", "preparing to serve"),
+        (rf"Capturing (?:batches|num tokens|prefill shape)\b{_BAR}", _percent),
+        (r"Capture .*(?:graph|Graph)\b.* begin", _GRAPHS),
+        (r"Capture .*(?:graph|Graph)\b.* end", "preparing to serve"),
+        (r".*?(?:start build \[|waiting for baton release|DeepGEMM JIT (?:Pre-)?Compil|DeepGEMM warmup)", _COMPILING),
+        (r"Running FlashInfer autotune", "choosing kernels"),
+        (r"INFO: +Started server process", "opening its port"),
+        (r"INFO: +Uvicorn running on", "answering its first request"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a server ended.
+
+    :param what: What happened, in one line.
+    :param advice: What to do, in one line, with our options for it.
+    """
+
+    what: str
+    advice: str
+
+
+class _Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A known cause, and the words of a log that show it (see causes.toml)."""
+
+    words: str
+    what: str
+    advice: str
+
+    def in_line(self, line: str) -> Cause | None:
+        if not (match := re.search(self.words, line)):
+            return None
+        found = {name: _cut(value.strip().rstrip(".,;"), _VALUE_LENGTH) for name, value in match.groupdict("").items()}
+        return Cause(self.what.format_map(found), self.advice.format_map(found))
+
+
+@cache
+def known_causes() -> tuple[tuple[_Known, ...], ...]:
+    """The entries of causes.toml: roots, killed processes, ended processes."""
+    text = Path(__file__).with_name("causes.toml").read_bytes()
+    tables = msgspec.toml.decode(text, type=dict[str, tuple[_Known, ...]])
+    return tables["root"], tables["killed"], tables["ended"]
+
+
+def cause_of_end(lines: Sequence[str]) -> Cause | None:
+    """Find why a server ended in the last lines of its log; None if they do not tell."""
+    found = _found(_cleaned(lines))
+    return None if found is None else found[1]
+
+
+def telling_lines(lines: Sequence[str], limit: int = 12) -> list[str]:
+    """Choose the lines for an error message: at most `limit`, each of at most 300 characters.
+
+    They lead to the line of the known cause, or else to the last exception or error, or else to the end of the log.
+    Where that line ends a traceback, the traceback's head is among them. Escapes and control characters are removed.
+    """
+    texts = [text for text in _cleaned(lines) if not _is_noise(text)]
+    if limit < 1 or not texts:
+        return []
+    at = _telling(texts)
+    if at is None:
+        return _shown(texts[-limit:])
+    end = min(at + 1 + _AFTER, len(texts)) if limit > 1 + _AFTER else at + 1
+    head = _traceback(texts, at)
+    start = max(end - limit, at - _BEFORE if head is None else head, 0)
+    chosen = texts[start:end]
+    # The head replaces one of the frames.
+    if head is not None and head < start < at:
+        chosen[0] = texts[head]
+    return _shown(chosen)
+
+
+def _telling(texts: Sequence[str]) -> int | None:
+    """The index of the line that says most."""
+    if (found := _found(texts)) is not None:
+        return found[0]
+    for words in (_RAISED.match, _ERROR.search):
+        for index in range(len(texts) - 1, -1, -1):
+            if words(_stampless(texts[index])):
+                return index
+    return None
+
+
+def _traceback(texts: Sequence[str], at: int) -> int | None:
+    """The first line of the traceback that ends with line `at`; None if there is none."""
+    for index in range(at, -1, -1):
+        text = texts[index]
+        if _TRACEBACK in text:
+            return index
+        if index < at and not text.startswith((" ", "\t")):
+            return None
+    return None
+
+
+def _found(texts: Sequence[str]) -> tuple[int, Cause] | None:
+    """The known cause, and the index of the line that shows it."""
+    last = [
+        (index, _stampless(text)[:_SEARCHED_LENGTH])
+        for index, text in islice(zip(range(len(texts) - 1, -1, -1), reversed(texts), strict=True), _SEARCHED_LINES)
+        if not _is_noise(text)
+    ]
+    for group in known_causes():
+        for index, message in last:
+            for known in group:
+                if cause := known.in_line(message):
+                    return index, cause
+    return None
+
+
+def _cleaned(lines: Sequence[str]) -> list[str]:
+    """The last lines without escapes, control characters and blank lines."""
+    return [text for line in lines[-_SEARCHED_LINES:] if (text := _plain(line))]
+
+
+def _plain(line: str) -> str:
+    """`line` as a terminal shows it: of a progress bar, the last state; indentation is kept."""
+    text = _ESCAPES.sub("", line).rstrip()
+    text = text.rpartition("\r")[2].expandtabs(4)
+    return _CONTROLS.sub("", text)
+
+
+def _stampless(text: str) -> str:
+    return _STAMP.sub("", text)
+
+
+def _is_noise(text: str) -> bool:
+    return _NOISE.match(_stampless(text)) is not None
+
+
+def _shown(texts: Sequence[str]) -> list[str]:
+    return [_cut(text, _SHOWN_LENGTH) for text in texts]
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,177 @@
+"""The servers of a session: chosen, asked, locked, handed to workers, stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pytest_dsr1.core.config import Point, SweepConfig
+from pytest_dsr1.core.server import changes_between
+from pytest_dsr1.servers import Reporter, Served, Server, ServerError
+from pytest_dsr1.servers.choose import Choice, LaunchPlan, choose
+from pytest_dsr1.servers.launch import shell_line
+from pytest_dsr1.servers.lock import ServerBusyError, ServerLock
+
+
+class ServerPool:
+    """The session's server, itself a `Server`; with --server-url repeated, several servers.
+
+    It lives in the process that owns the session: the only one, or xdist's controller.
+
+    :param purpose: Shown to another session that finds the server locked.
+    :param on_served: Called with each server that answers, and the point that it was asked for; it may raise a
+        ServerError, which refuses the server.
+    :param concurrent: Number of servers that are measured at the same time.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        environ: Mapping[str, str],
+        reporter: Reporter,
+        *,
+        purpose: str,
+        on_served: Callable[[Served, Point | None], None],
+        concurrent: int = 1,
+    ) -> None:
+        self._config = config
+        self._purpose = purpose
+        self._on_served = on_served
+        self._concurrent = concurrent
+        self._choice: Choice = choose(config, environ, config.reports_dir / "servers", reporter)
+        self._locks: dict[str, ServerLock] = {}
+        self._served: dict[int, Served] = {}
+        self._free = list(range(concurrent))
+        self._bound: dict[object, int] = {}
+        self._failure: ServerError | None = None
+        self._results: dict[Any, Mapping[str, Any]] = {}
+
+    # -- what is known before a server is started ---------------------------------------------------------------
+
+    @property
+    def why(self) -> str:
+        """Which server it is, and why."""
+        return self._choice.why
+
+    @property
+    def running(self) -> bool:
+        """Whether the servers run already."""
+        return self._choice.running
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is known to be the embedded engine before it is asked."""
+        return self._choice.is_reference
+
+    @property
+    def plan(self) -> LaunchPlan | None:
+        """How SGLang is launched; None if it is not."""
+        return self._choice.plan
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """The servers that have answered."""
+        return tuple(self._served.values())
+
+    def ask_all(self) -> tuple[Served, ...]:
+        """Ask every server that will be measured.
+
+        :raises ServerError: One does not answer, or they serve different models.
+        """
+        found = tuple(self._serve(place, None) for place in range(self._concurrent))
+        for other in found[1:]:
+            if (other.model, other.engine) != (found[0].model, found[0].engine):
+                raise ServerError(
+                    f"{found[0].url} serves {found[0].model} ({found[0].engine}) and {other.url} {other.model} "
+                    f"({other.engine}), but a sweep measures one model; choose it with --model, or drop a --server-url"
+                )
+        return found
+
+    # -- Server, for measurements in this process ---------------------------------------------------------------
+
+    def serve(self, point: Point | None = None) -> Served:
+        return self._serve(0, point)
+
+    def inspect(self) -> Served:
+        return self._complete(self._server(0).inspect())
+
+    def flush_cache(self) -> None:
+        self._server(0).flush_cache()
+
+    def problem(self, patience_s: float) -> str:
+        return self._server(0).problem(patience_s)
+
+    def stop(self) -> None:
+        for server in self._choice.servers:
+            server.stop()
+        for lock in self._locks.values():
+            lock.release()
+        self._locks.clear()
+
+    # -- for workers ----------------------------------------------------------------------------------------------
+
+    def bind(self, worker: object, point: Point) -> Served:
+        """Give an xdist worker a server that no other worker has.
+
+        A worker that replaces a crashed one has another name and gets the same server.
+
+        :raises ServerError: It does not answer.
+        """
+        place = self._free.pop(0)
+        self._bound[worker] = place
+        return self._serve(place, point)
+
+    def release(self, worker: object) -> None:
+        """Take back a worker's server."""
+        if worker in self._bound:
+            self._free.insert(0, self._bound.pop(worker))
+
+    # -- at the end -----------------------------------------------------------------------------------------------
+
+    def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
+        return self._server(0).closing_lines(interrupted=interrupted)
+
+    def changes_since_last(self, server: Mapping[str, Any]) -> str:
+        """What others changed of a server between its last result and this one; empty if nothing.
+
+        :param server: The `server` object of a result.
+        """
+        url = server.get("url")
+        before, self._results[url] = self._results.get(url), server
+        # Our own launches are noted elsewhere.
+        if before is None or before.get("launch") != server.get("launch"):
+            return ""
+        return "; ".join(changes_between(before, server))
+
+    def _server(self, place: int) -> Server:
+        return self._choice.servers[place]
+
+    def _serve(self, place: int, point: Point | None) -> Served:
+        # A start that failed would fail again, after the same time.
+        if self._failure is not None:
+            raise self._failure
+        try:
+            served = self._complete(self._server(place).serve(point))
+            if served.url not in self._locks:
+                lock = ServerLock(served.url)
+                lock.acquire(self._purpose)
+                self._locks[served.url] = lock
+            self._on_served(served, point)
+        except (ServerError, ServerBusyError) as error:
+            self._failure = error if isinstance(error, ServerError) else ServerError(str(error))
+            raise self._failure from None
+        except OSError as error:
+            self._failure = ServerError(f"the server cannot be locked: {error.filename}: {error.strerror}")
+            raise self._failure from None
+        self._served[place] = served
+        return served
+
+    def _complete(self, served: Served) -> Served:
+        return replace(served, concurrent_servers=self._concurrent)
+
+
+def launch_note(launch: Mapping[str, Any]) -> str:
+    """A launch in one line of a summary: recipe, command line for a shell, log."""
+    command = shell_line(launch["command"], launch["environment"])
+    return f"launched by recipe {launch['recipe']} in {launch['start_s']:.0f} s: {command}; log: {launch['log']}"

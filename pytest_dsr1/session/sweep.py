@@ -1,0 +1,283 @@
+"""One sweep from its start to its end, in the process that owns the session: folders, server, exit status.
+
+That process is the only one, or the controller of xdist. It sees tests by their reports alone, so it does not matter
+which process runs them.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from pytest_dsr1 import preflight, pytest_internals
+from pytest_dsr1.batch import read_result
+from pytest_dsr1.batch.batches import Batches
+from pytest_dsr1.batch.journal import Journal, JournalError
+from pytest_dsr1.bench import Bench, Listener, Progress
+from pytest_dsr1.collection import point_tests
+from pytest_dsr1.core.config import Point, SweepConfig
+from pytest_dsr1.core.evidence import Check
+from pytest_dsr1.core.ledger import Ledger, PointEnd, PointReport, PointTest
+from pytest_dsr1.core.server import Served
+from pytest_dsr1.core.text import first_line
+from pytest_dsr1.servers import Reporter, ServerError
+from pytest_dsr1.servers.pool import ServerPool, launch_note
+
+#: What a shell makes of a process that SIGTERM ended.
+EXIT_TERMINATED = 143
+#: Options of pytest that show something and run nothing.
+_SHOWS_ONLY = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test", "cacheshow")
+#: Seconds for the cause of a server's end, where a worker found the server gone.
+_CAUSE_S = 5.0
+
+
+class Live(Reporter, Progress, Protocol):
+    """Who shows the user what happens."""
+
+
+class Sweep:
+    """The plugin object of a session that measures, in the process that owns it.
+
+    :param complete: Whether the resumed batches miss nothing, so that there is nothing to be run.
+    :param workers: How many workers of xdist there are.
+    :ivar begun: Whether the session came so far that there are batches.
+    :ivar terminated: Whether SIGTERM ends it.
+    :ivar stopped_by_user: Whether Ctrl+C or the like ended it.
+    :ivar cause: What the server died of, where a worker found it gone.
+    """
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        sweep: SweepConfig,
+        batches: Batches,
+        live: Live,
+        *,
+        complete: bool = False,
+        workers: int = 0,
+    ) -> None:
+        self.config = sweep
+        self.batches = batches
+        self.ledger = Ledger()
+        self.pool: ServerPool | None = None
+        self.begun = self.terminated = self.stopped_by_user = False
+        self.cause = ""
+        self._pytest = config
+        self._live = live
+        self._complete = complete
+        self._workers = workers
+        self._ran = False
+        self._old_handler: Any = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything is run; not for --collect-only, --preflight and the like."""
+        shows = self.config.preflight or self.config.print_launch
+        return not (shows or any(getattr(self._pytest.option, name, False) for name in _SHOWS_ONLY))
+
+    @property
+    def journals(self) -> tuple[Journal, ...]:
+        """The batches in sweep order; at the end, those that have points."""
+        return tuple(self.batches)
+
+    @property
+    def first_point(self) -> Point | None:
+        """The point that is measured first; None where only a user's own tests are run."""
+        due = set(self.ledger.points)
+        points = self.config.points or self.ledger.points
+        return next((point for point in points if point in due), points[0] if points else None)
+
+    def shown(self, folder: Path) -> str:
+        """A folder as a user would type it where he is."""
+        here = self._pytest.invocation_params.dir
+        return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+
+    # -- the session's beginning --------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        if not self.measures:
+            return
+        own_server = preflight.brings_own_server(self._pytest, self.config, self._workers)
+        checks = [*preflight.checks(self.config), *self.checks_of_plugins()]
+        if problems := [check.message for check in checks if not check.passed]:
+            raise pytest.UsageError("; ".join(problems))
+        try:
+            if not own_server:
+                self.pool = self._choose(preflight.with_server_of_plugins(self._pytest, self.config))
+            self.batches.open()
+            if self.pool is not None:
+                for served in self.pool.served:
+                    self._note_server(served, None)
+        except (ServerError, JournalError) as error:
+            raise pytest.UsageError(str(error)) from None
+        except OSError as error:
+            reports = self.config.reports_dir
+            raise pytest.UsageError(f"--reports-dir: {reports} cannot be written to ({error.strerror})") from None
+        self.begun = True
+        if threading.current_thread() is threading.main_thread():
+            self._old_handler = signal.signal(signal.SIGTERM, self._terminate)
+        for journal in self.batches:
+            self._pytest.hook.pytest_dsr1_batch_started(config=self._pytest, batch=journal.batch)
+
+    def checks_of_plugins(self) -> list[preflight.PreflightCheck]:
+        """What plugins find before a server is started."""
+        found = self._pytest.hook.pytest_dsr1_preflight(config=self._pytest, sweep=self.config)
+        return [check for checks in found for check in checks]
+
+    def _choose(self, config: SweepConfig) -> ServerPool:
+        return preflight.choose_server(
+            self._pytest, config, self._live, on_served=self._note_server, workers=self._workers
+        )
+
+    def _terminate(self, _number: int, _frame: object) -> None:
+        """End as Ctrl+C does, so that everything that is undone then is undone now."""
+        self.terminated = True
+        # Not through SIGINT, which background jobs of a shell ignore.
+        raise KeyboardInterrupt
+
+    # -- for the fixtures: see Session --------------------------------------------------------------------------------
+
+    def serve(self) -> Served:
+        assert self.pool is not None, "the session has no server"
+        return self.pool.serve(self.first_point)
+
+    def bench(self, served: Served, listener: Listener, checks: Sequence[Check]) -> Bench:
+        if self.pool is None:
+            self.pool = self._choose(preflight.with_server(self.config, served, "the fixture dsr1_server"))
+            served = self.serve()
+        return Bench(self.config, self.pool, served, self.batches.folder_of, self._live, listener, checks)
+
+    def join(self, nodeid: str, point: Point, test: str) -> None:
+        if test not in self.ledger.tests_of(point):
+            self.ledger.select([PointTest(nodeid, point, test)])
+            self.batches.of(point.scenario).add(point.conc, self.ledger.tests_of(point))
+            self.batches.start(self.ledger.start(nodeid))
+
+    # -- the server ---------------------------------------------------------------------------------------------------
+
+    def _note_server(self, served: Served, point: Point | None) -> None:
+        """Keep with the batches what they are measured on.
+
+        :raises ServerError: A resumed batch was begun on another engine or model.
+        """
+        try:
+            self.batches.serve(served)
+        except JournalError as error:
+            raise ServerError(str(error)) from None
+        if point is not None and served.launch is not None and served.launch.get("recipe"):
+            self.batches.of(point.scenario).note(launch_note(served.launch))
+
+    def stop_server(self) -> None:
+        """End a server that the session started; any other is left alone."""
+        if self.pool is not None:
+            self.pool.stop()
+
+    # -- the tests ----------------------------------------------------------------------------------------------------
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if session.items:
+            self.select(point_tests(session.items))
+
+    def select(self, tests: Iterable[PointTest]) -> None:
+        """Put the selected tests into the batches."""
+        if self.begun:
+            self.ledger.select(test for test in tests if test.point in self.config.points)
+            self.batches.select(self.ledger)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.batches.start(self.ledger.start(nodeid))
+
+    # trylast: pytest's own --lf must have had its say about a skipped test first.
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        remarks: Mapping[str, Any] = getattr(report, "dsr1", {})
+        if hasattr(report, "dsr1") and report.when == "call" and not report.skipped:
+            self._ran = True
+        said = PointReport(
+            nodeid=report.nodeid,
+            outcome=report.outcome,
+            # A test whose worker crashed has one report, of no phase.
+            final=report.when not in ("setup", "call"),
+            reason="" if report.passed else self._reason(report, remarks),
+            gated=remarks.get("gated", False),
+            lost=remarks.get("lost", False),
+        )
+        for end in self.ledger.take(said):
+            self._end(end)
+        if said.gated:
+            pytest_internals.count_as_failed(self._pytest, report.nodeid)
+
+    def _reason(self, report: pytest.TestReport, remarks: Mapping[str, Any]) -> str:
+        """Why a test did not pass, in one line."""
+        if remarks.get("lost") and self._workers and self.pool is not None and self.pool.plan is not None:
+            # A worker knows only that nobody answers; whoever started the server knows what it died of.
+            self.cause = self.pool.problem(_CAUSE_S)
+            if self.cause:
+                return first_line(self.cause)
+        last = [line.strip() for line in report.longreprtext.splitlines() if line.strip()][-1:]
+        return str(remarks.get("reason") or "".join(last) or "failed")
+
+    def _end(self, end: PointEnd) -> None:
+        journal = self.batches.end(end)
+        result = read_result(journal.folder, end.point)
+        if result is not None:
+            if self.pool is not None and (changes := self.pool.changes_since_last(result.fields.get("server", {}))):
+                journal.note(f"CONC {end.point.conc}: the server is not as it was for the point before: {changes}")
+            for finding in result.findings:
+                if finding.severity == "warn":
+                    journal.note(f"CONC {end.point.conc}: warning {finding.check}: {finding.message}")
+        state = journal.batch.point(end.point.conc)
+        self._pytest.hook.pytest_dsr1_point_ended(config=self._pytest, point=end.point, state=state, result=result)
+
+    # -- the session's end --------------------------------------------------------------------------------------------
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # Called for a session that stopped itself (`shouldstop`), too: with a class of pytest's own, or of xdist's.
+        self.stopped_by_user = type(excinfo.value) is KeyboardInterrupt or excinfo.errisinstance(pytest.exit.Exception)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self.begun:
+            return
+        if session.exitstatus == pytest.ExitCode.INTERRUPTED and not self.stopped_by_user and self.ledger.any_failed:
+            # The server was lost, and nobody wanted to stop: that is a failure, not an interruption.
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        interrupted = self.terminated or session.exitstatus == pytest.ExitCode.INTERRUPTED
+        for end in self.ledger.close(interrupted=interrupted):
+            self.batches.end(end)
+        self.batches.discard_empty()
+        for journal in self.batches:
+            self._pytest.hook.pytest_dsr1_batch_ended(config=self._pytest, batch=journal.batch)
+        session.exitstatus = self._exit_status(session.exitstatus)
+
+    def _exit_status(self, status: int) -> int:
+        """Never 0 with a failed point, or where nothing was measured."""
+        if self.terminated:
+            return EXIT_TERMINATED
+        if status == pytest.ExitCode.NO_TESTS_COLLECTED and self._complete:
+            # Nothing was missing: what the batch says is what there is to say.
+            status = pytest.ExitCode.OK
+        elif status == pytest.ExitCode.OK and self.measured_nothing:
+            status = pytest.ExitCode.TESTS_FAILED
+        return pytest.ExitCode.TESTS_FAILED if status == pytest.ExitCode.OK and self.batches.any_failed else status
+
+    @property
+    def measured_nothing(self) -> bool:
+        """Whether no test of the sweep was run, which nobody asked for."""
+        return self.begun and not self._ran and not self._complete and not self.stopped_by_user
+
+    def pytest_unconfigure(self) -> None:
+        if self.begun:
+            self.batches.close()
+        # A second Ctrl+C has ended the server at once, and there is nothing left to interrupt.
+        with suppress(KeyboardInterrupt):
+            self.stop_server()
+        if self._old_handler is not None:
+            signal.signal(signal.SIGTERM, self._old_handler)

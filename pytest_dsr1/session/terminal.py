@@ -1,0 +1,275 @@
+"""What a sweep says on the terminal: header, live line while it measures, closing table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from pytest_dsr1.batch import read_result
+from pytest_dsr1.collection import HINT
+from pytest_dsr1.core.config import Mode, Point, SweepConfig
+from pytest_dsr1.core.result import Result
+from pytest_dsr1.core.server import Served
+from pytest_dsr1.core.summary import Batch, Status
+from pytest_dsr1.core.text import duration
+from pytest_dsr1.load.slots import LoadProgress
+from pytest_dsr1.session.sweep import Sweep
+
+#: Seconds between two updates of the live line, and between two plain lines where there is no terminal.
+LIVE_PERIOD_S = 0.2
+PLAIN_PERIOD_S = 60.0
+
+
+class LiveLine:
+    """Says how far a measurement is: one live line on a terminal, one plain line a minute elsewhere."""
+
+    def __init__(self, config: pytest.Config, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._live = False
+        self._due_s = 0.0
+        self._waiting = False
+
+    # -- bench.Progress -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def accuracy(self, point: Point) -> Iterator[Callable[[int, int], None]]:
+        began_s = self._begin()
+
+        def report(done: int, total: int) -> None:
+            self._say(f"{point.id} ", lambda: f"accuracy {describe(done, total, self._clock() - began_s)}")
+
+        try:
+            yield report
+        finally:
+            self._end()
+
+    @contextmanager
+    def load(self, point: Point) -> Iterator[Callable[[LoadProgress], None]]:
+        self._begin()
+
+        def report(now: LoadProgress) -> None:
+            self._say(
+                f"{point.id} ",
+                lambda: f"{now.phase}: {describe(now.done, now.total, now.elapsed_s, now.tokens)}",
+            )
+
+        try:
+            yield report
+        finally:
+            self._end()
+
+    # -- servers.Reporter ---------------------------------------------------------------------------------------------
+
+    def line(self, text: str) -> None:
+        """Say something that stays to be read."""
+        self._end()
+        self._write_plain(text)
+
+    def progress(self, text: str) -> None:
+        """Say how far a server's start is."""
+        if not self._waiting:
+            self._waiting = True
+            self._begin()
+        self._say("", lambda: text)
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> float:
+        # Inside a test sys.stdout is pytest's, unless capturing is off.
+        with self._uncaptured():
+            # Without pytest's reporter there is no line to write behind.
+            self._live = sys.stdout.isatty() and self._config.pluginmanager.has_plugin("terminalreporter")
+        now_s = self._clock()
+        self._due_s = now_s if self._live else now_s + PLAIN_PERIOD_S
+        return now_s
+
+    def _say(self, name: str, text: Callable[[], str]) -> None:
+        now_s = self._clock()
+        if now_s < self._due_s:
+            return
+        if self._live:
+            self._due_s = now_s + LIVE_PERIOD_S
+            self._write_live(text())
+        else:
+            self._due_s = now_s + PLAIN_PERIOD_S
+            self._write_plain(f"{name}{text()}")
+
+    def _end(self) -> None:
+        self._waiting = False
+        if self._live:
+            self._write_live("")
+
+    def _write_live(self, text: str) -> None:
+        """Write behind the running test's name and go back, so that its outcome overwrites the text."""
+        writer = self._config.get_terminal_writer()
+        with self._uncaptured():
+            room = max(writer.fullwidth - writer.width_of_current_line - 2, 0)
+            sys.stdout.write(f"\x1b7 {text[:room]}\x1b[K\x1b8")
+            sys.stdout.flush()
+
+    def _write_plain(self, text: str) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is None:
+            return
+        with self._uncaptured():
+            reporter.ensure_newline()
+            reporter.write_line(text)
+
+    @contextmanager
+    def _uncaptured(self) -> Iterator[None]:
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        if capture is None:
+            yield
+            return
+        with capture.global_and_fixture_disabled():
+            yield
+
+
+def describe(done: int, total: int, elapsed_s: float, tokens: int | None = None) -> str:
+    """Requests done, tokens per second, time left; the latter two once they can be known."""
+    words = [f"{done:,}/{total:,} requests"]
+    if tokens is not None and elapsed_s > 0:
+        words.append(f"{tokens / elapsed_s:,.0f} tokens/s")
+    if 0 < done < total:
+        words.append(f"{duration(elapsed_s * (total - done) / done)} left")
+    return ", ".join(words)
+
+
+class Terminal:
+    """The plugin object that writes the header and the closing lines of a sweep."""
+
+    def __init__(self, config: pytest.Config, sweep: Sweep) -> None:
+        self._config = config
+        self._sweep = sweep
+
+    def pytest_report_header(self) -> list[str]:
+        pool = self._sweep.pool
+        lines = header_lines(
+            self._sweep.config, pool.why if pool is not None else "", pool.served[:1] if pool is not None else ()
+        )
+        for folder in sorted(self._sweep.batches.folders.values()):
+            root = self._config.rootpath
+            lines.append(f"results in {folder.relative_to(root) if folder.is_relative_to(root) else folder}")
+        return [f"dsr1: {line}" for line in lines]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        sweep = self._sweep
+        if sweep.measured_nothing:
+            terminalreporter.write_line(
+                f"dsr1: no test of the sweep was run; without a path pytest runs it: {HINT.partition(': ')[2]}"
+                if not sweep.journals
+                else "dsr1: no test of the sweep was run"
+            )
+        if not sweep.journals:
+            return
+        terminalreporter.section("dsr1")
+        again = " -n auto" if len(sweep.config.server_urls) > 1 else ""
+        for journal in sweep.journals:
+            results = [
+                read_result(journal.folder, Point(journal.batch.scenario, state.conc)) for state in journal.batch.points
+            ]
+            for line in closing_lines(journal.batch, results, sweep.shown(journal.folder), again):
+                terminalreporter.write_line(line)
+        for line in sweep.cause.splitlines():
+            terminalreporter.write_line(line)
+        if sweep.pool is not None:
+            for line in sweep.pool.closing_lines(interrupted=sweep.stopped_by_user):
+                terminalreporter.write_line(line)
+
+
+def header_lines(config: SweepConfig, why: str, served: Sequence[Served]) -> list[str]:
+    """What will be measured, on what, and how much that is.
+
+    :param served: The server, if it has answered.
+    """
+    points = config.points
+    lengths = "; ".join(f"ISL {scenario.isl}, OSL {scenario.osl}" for scenario in config.scenarios)
+    what = {
+        Mode.ACC: "accuracy only",
+        Mode.PERF: "accuracy gate, then performance" if config.accuracy else "performance only (accuracy off)",
+        Mode.SUBMIT: "accuracy gate, performance, submission",
+    }[config.mode]
+    lines = []
+    if points:
+        lines.append(f"{lengths}, CONC {', '.join(map(str, config.concurrencies))}: {what}")
+    if why:
+        lines.append(f"served by {why}")
+    for one in served:
+        gpus = {"server": "", "assumed": ", assumed from --tp", "unknown": ""}[one.num_gpus_source]
+        count = f"{one.num_gpus} GPUs{gpus}" if one.num_gpus else "number of GPUs unknown: no per-GPU figures"
+        lines.append(f"model {one.model} ({count})")
+    if points and config.mode is not Mode.ACC:
+        counts = [config.num_prompts_at(point) for point in points]
+        tokens_in = sum(count * point.isl for count, point in zip(counts, points, strict=True))
+        tokens_out = sum(count * point.osl for count, point in zip(counts, points, strict=True))
+        warmups = sum(config.num_warmups_at(point) for point in points)
+        upto = "up to " if config.random_range_ratio < 1 else ""
+        lines.append(
+            f"{sum(counts):,} requests (and {warmups:,} to warm up), {upto}{tokens_in:,} tokens in, "
+            f"{upto}{tokens_out:,} out; prompt seed {config.prompt_seed}"
+        )
+    return lines
+
+
+_COLUMNS = (
+    ("CONC", "{:>5}"),
+    ("result", "{:<11}"),
+    ("tokens/s", "{:>10}"),
+    ("out tok/s", "{:>10}"),
+    ("/GPU", "{:>9}"),
+    ("TTFT ms", "{:>9}"),
+    ("TPOT ms", "{:>8}"),
+    ("E2E ms", "{:>10}"),
+    ("tok/s/user", "{:>11}"),
+    ("vs B200 /GPU", "{:>13}"),
+    ("vs B200 E2E", "{:>12}"),
+    ("word ppl", "{:>9}"),
+)
+
+
+def closing_lines(batch: Batch, results: Sequence[Result | None], folder: str, again: str = "") -> list[str]:
+    """A table of medians, the reasons of failures, and where everything lies.
+
+    :param results: Of the batch's points, in their order.
+    :param again: What is to be typed beside --resume.
+    """
+    lines = [f"ISL {batch.scenario.isl}, OSL {batch.scenario.osl} (latencies are medians)"]
+    lines.append(" ".join(shape.format(name) for name, shape in _COLUMNS).rstrip())
+    for state, result in zip(batch.points, results, strict=True):
+        cells = [str(state.conc), str(state.status), *_figures(result if state.status is not Status.NOT_RUN else None)]
+        lines.append(" ".join(shape.format(cell) for cell, (_, shape) in zip(cells, _COLUMNS, strict=True)).rstrip())
+    lines += [
+        f"CONC {state.conc}: {state.reason}" for state in batch.points if state.status is Status.FAILED and state.reason
+    ]
+    for state, result in zip(batch.points, results, strict=True):
+        warnings = [one for one in result.findings if one.severity == "warn"] if result is not None else []
+        lines += [f"CONC {state.conc}: warning {one.check}: {one.message}" for one in warnings]
+    lines.append(f"{folder}/summary.txt: {batch.count(Status.PASSED)} of {len(batch.points)} passed")
+    # A batch of which nothing was finished is begun anew, with other options perhaps.
+    if any(state.finished for state in batch.points) and not all(state.finished for state in batch.points):
+        lines.append(f"complete it with: pytest --resume {folder}{again}")
+    return lines
+
+
+def _figures(result: Result | None) -> list[str]:
+    if result is None:
+        return ["-"] * (len(_COLUMNS) - 2)
+    perplexity = result.accuracy.word_perplexity if result.accuracy is not None else None
+    figures = (
+        (result.total_token_throughput, "{:,.1f}"),
+        (result.output_throughput, "{:,.1f}"),
+        (result.tput_per_gpu, "{:,.1f}"),
+        (result.median_ttft_ms, "{:,.2f}"),
+        (result.median_tpot_ms, "{:,.3f}"),
+        (result.median_e2el_ms, "{:,.1f}"),
+        (result.interactivity, "{:,.2f}"),
+        (result.tput_per_gpu_ratio_vs_b200_1126, "{:.4f}"),
+        (result.median_e2e_ratio_vs_b200_1126, "{:.4f}"),
+        (perplexity, "{:.4f}"),
+    )
+    return ["-" if value is None else shape.format(value) for value, shape in figures]

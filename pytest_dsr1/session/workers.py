@@ -1,0 +1,205 @@
+"""pytest-xdist: how many workers there may be, what each is told, and which tests stay together on one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pytest_dsr1.bench import Bench, Listener, NoProgress
+from pytest_dsr1.collection import point_tests
+from pytest_dsr1.core.config import Point, Scenario, SweepConfig
+from pytest_dsr1.core.evidence import Check
+from pytest_dsr1.core.ledger import PointTest
+from pytest_dsr1.core.server import Served
+from pytest_dsr1.servers import ServerError
+from pytest_dsr1.servers.external import BoundServer
+from pytest_dsr1.session.sweep import EXIT_TERMINATED, Sweep
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What the controller tells a worker before it starts.
+
+    :param prompt_seed: Of the session; a worker that drew its own would repeat another's prompts.
+    :param folders: The batch folder of each scenario.
+    :param collected: The file in which the worker writes which tests it found.
+    :param served: The server that it measures; None where nothing is measured.
+    :param lost: Why there is none; empty where there is one.
+    """
+
+    prompt_seed: int
+    folders: tuple[tuple[Scenario, str], ...]
+    collected: str
+    served: Served | None = None
+    lost: str = ""
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Order | None:
+        """The order of this process; None if it is no worker, or is told nothing."""
+        given: Mapping[str, Any] | None = getattr(config, "workerinput", None)
+        return None if given is None or "dsr1" not in given else msgspec.json.decode(given["dsr1"], type=cls)
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is a worker of xdist."""
+    return hasattr(config, "workerinput")
+
+
+def worker_count(config: pytest.Config) -> int:
+    """How many workers xdist will start; 0 without it, and without -n."""
+    return len(getattr(config.option, "tx", None) or ())
+
+
+def refuse_surplus(config: SweepConfig, workers: int) -> None:
+    """Refuse a number of workers that does not match the number of servers.
+
+    :raises pytest.UsageError: There are more workers than servers, or several servers and no workers.
+    """
+    servers = len(config.server_urls) or 1
+    if workers > servers:
+        several = f"there are {servers}" if servers > 1 else "there is one"
+        raise pytest.UsageError(
+            f"-n {workers}: two workers on one server would measure each other, and {several}; use -n auto, "
+            "or name a server for each with --server-url"
+        )
+    if servers > 1 and not workers:
+        if config.resume:
+            raise pytest.UsageError(f"--resume: the batch is measured on {servers} servers; add -n auto")
+        raise pytest.UsageError(
+            f"--server-url was typed {servers} times, and one process measures one server; add -n auto, or drop "
+            f"{servers - 1} of them"
+        )
+    if workers and (config.preflight or config.print_launch):
+        option = "--preflight" if config.preflight else "--print-launch"
+        raise pytest.UsageError(f"{option} runs nothing, so it needs no -n; drop it")
+
+
+class Controller:
+    """The hooks of xdist's controller: each worker gets one server, and reports which tests it has."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._tests: dict[str, PointTest] = {}
+        self._exchange = Path(tempfile.mkdtemp(prefix="dsr1-"))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        sweep, served, lost = self._sweep, None, ""
+        if sweep.measures and sweep.pool is not None:
+            try:
+                served = sweep.pool.bind(node, sweep.config.points[0])
+            except ServerError as error:
+                # Said by the worker's first test, so that the batch has it too.
+                lost = str(error)
+            except KeyboardInterrupt:
+                if sweep.terminated:
+                    raise pytest.exit.Exception("terminated", returncode=EXIT_TERMINATED) from None
+                raise
+        order = Order(
+            prompt_seed=sweep.config.prompt_seed,
+            folders=tuple((scenario, str(folder)) for scenario, folder in sweep.batches.folders.items()),
+            collected=str(self._exchange / f"{node.gateway.id}.json"),
+            served=served,
+            lost=lost,
+        )
+        node.workerinput["dsr1"] = msgspec.json.encode(order).decode()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        if self._sweep.pool is not None:
+            self._sweep.pool.release(node)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+        file = self._exchange / f"{node.gateway.id}.json"
+        if self._tests or not file.exists():
+            return
+        tests = msgspec.json.decode(file.read_bytes(), type=list[PointTest])
+        self._tests = {test.nodeid: test for test in tests}
+        self._sweep.select(tests)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        # In the order of the sweep, not by the number of tests.
+        config.option.loadscopereorder = False
+        return make_scheduler(config, log, self._tests)
+
+    def pytest_unconfigure(self) -> None:
+        for file in self._exchange.glob("*"):
+            file.unlink()
+        self._exchange.rmdir()
+
+
+class Worker:
+    """The session in a worker: it measures on the controller's server, into the controller's folders."""
+
+    def __init__(self, config: SweepConfig, order: Order) -> None:
+        self._config = config
+        self._order = order
+        self._folders = {scenario: Path(folder) for scenario, folder in order.folders}
+
+    def serve(self) -> Served:
+        if self._order.served is None:
+            raise ServerError(self._order.lost)
+        return self._order.served
+
+    def bench(self, served: Served, listener: Listener, checks: Sequence[Check]) -> Bench:
+        server = BoundServer(served, flush=self._config.flush_cache)
+        return Bench(self._config, server, served, self._folder_of, NoProgress(), listener, checks)
+
+    def join(self, nodeid: str, point: Point, test: str) -> None:
+        if point not in self._config.points:
+            raise pytest.UsageError(f"{nodeid} measures {point.id}, which is no point of the sweep; run it without -n")
+
+    def _folder_of(self, point: Point) -> Path:
+        return self._folders[point.scenario]
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Tell the controller which test is of which point: it sees their ids only."""
+        content = msgspec.json.encode(point_tests(session.items))
+        Path(self._order.collected).write_bytes(content)
+
+
+def make_scheduler(config: pytest.Config, log: Any, tests: Mapping[str, PointTest]) -> Any:
+    """xdist's scheduling by scope, where the tests of one point are a scope.
+
+    :param tests: The tests of points by their ids; filled when a worker has collected.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByPoint(LoadScopeScheduling):  # type: ignore[misc] # xdist is untyped
+        workqueue: OrderedDict[str, dict[str, bool]]
+
+        def _split_scope(self, nodeid: str) -> str:
+            return tests[nodeid].point.id if nodeid in tests else str(super()._split_scope(nodeid))
+
+        def remove_node(self, node: Any) -> str | None:
+            """Take back the tests of a worker that ended, without the one that it crashed in: that one has failed."""
+            workload = self.assigned_work.pop(node)
+            left = [(unit, nodeid) for unit in workload.values() for nodeid, done in unit.items() if not done]
+            if not left:
+                return None
+            unit, crashed = left[0]
+            unit[crashed] = True
+            waiting = {scope: unit for scope, unit in workload.items() if not all(unit.values())}
+            self.workqueue = OrderedDict({**waiting, **self.workqueue})
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return str(crashed)
+
+        def _reschedule(self, node: Any) -> None:
+            super()._reschedule(node)
+            # A worker begins a test only when it knows the next one. What a crashed worker leaves may be a scope of
+            # one test, or of none, which would keep its successor waiting for ever.
+            while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                if not self.workqueue:
+                    node.shutdown()
+                    break
+                self._assign_work_unit(node)
+
+    return ByPoint(config, log)

@@ -1,0 +1,1 @@
+"""A batch's results are sent to a leaderboard, each at most once."""

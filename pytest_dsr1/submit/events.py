@@ -1,0 +1,136 @@
+"""What Gradio answers, and what that says about a submission.
+
+Events seen on Gradio 6.31, 5.49 and 4.44: `complete` with the handler's outputs; `heartbeat` with null; `error` with
+null, with a string, or with an object whose `error` is a string or null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+
+#: Bytes of an error's body that a message may quote, if it is no JSON.
+MAX_DETAIL = 1200
+
+
+class SubmissionState(StrEnum):
+    """How far a submission has got."""
+
+    PENDING = "pending"
+    """Not sent, or certainly not received: it can be sent."""
+    SENDING = "sending"
+    """Written just before the POST. If no other state follows, the process died and the outcome is not known."""
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    """The leaderboard's handler refused the values, or failed."""
+    UNKNOWN = "unknown"
+    """Sent, but without an answer: the leaderboard may have it. Sent again only if the user says so."""
+    INELIGIBLE = "ineligible"
+    """Its result may not be sent. Never in an outbox."""
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """What became of one submission.
+
+    :param message: The leaderboard's answer, or why there is none; one line, without secrets.
+    :param event_id: Gradio's id of the submission; empty if none was received.
+    """
+
+    state: SubmissionState
+    message: str = ""
+    event_id: str = ""
+
+    @property
+    def words(self) -> str:
+        """What the summary and the terminal say, in one line."""
+        match self.state:
+            case SubmissionState.ACCEPTED:
+                event = f", event {self.event_id}" if self.event_id else ""
+                return f"submitted{event}{': ' + self.message if self.message else ''}"
+            case SubmissionState.REFUSED:
+                return f"refused by the leaderboard: {self.message}"
+            case SubmissionState.UNKNOWN:
+                event = f" (event {self.event_id})" if self.event_id else ""
+                return f"unknown: {self.message}{event}; look at the leaderboard before you send it again"
+            case SubmissionState.INELIGIBLE:
+                return f"refused: {self.message}"
+        return f"pending: {self.message}"
+
+
+@dataclass
+class EventParser:
+    """Parses a stream that arrives in pieces of any size.
+
+    Lines end with LF or CRLF. An event ends with an empty line; one that is cut off before it is dropped.
+    """
+
+    _rest: bytes = b""
+    _name: str = ""
+    _data: list[str] = field(default_factory=list)
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
+        """The events that `chunk` completes: name, and data lines joined by line feeds."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for raw in lines:
+            line = raw.removesuffix(b"\r").decode("utf-8", "replace")
+            if line:
+                key, _, value = line.partition(":")
+                value = value.removeprefix(" ")
+                if key == "event":
+                    self._name = value
+                elif key == "data":
+                    self._data.append(value)
+            elif self._name or self._data:
+                yield self._name, "\n".join(self._data)
+                self._name, self._data = "", []
+
+
+def delivery_of(name: str, data: str) -> Delivery | None:
+    """The outcome that an event reports; None if it reports none, like a heartbeat."""
+    if name == "complete":
+        return Delivery(SubmissionState.ACCEPTED, _first_output(data))
+    if name != "error":
+        return None
+    try:
+        said = json.loads(data)
+    except ValueError:
+        said = data or None
+    if isinstance(said, str):
+        if said.startswith("404"):
+            # The handler may have run: Gradio also forgets an outcome whose transfer failed.
+            message = f"the leaderboard does not know the submission any more ({said})"
+            return Delivery(SubmissionState.UNKNOWN, message)
+        return Delivery(SubmissionState.REFUSED, said)
+    reason = said.get("error") if isinstance(said, dict) else None
+    if isinstance(reason, str) and reason.strip():
+        return Delivery(SubmissionState.REFUSED, reason)
+    return Delivery(SubmissionState.REFUSED, "its handler failed and gave no reason")
+
+
+def _first_output(data: str) -> str:
+    """The handler's first output, if it is a string."""
+    try:
+        outputs = json.loads(data)
+    except ValueError:
+        return ""
+    first = outputs[0] if isinstance(outputs, list) and outputs else outputs
+    return first if isinstance(first, str) else ""
+
+
+def is_html(body: bytes) -> bool:
+    """Whether an answer is a page for people, not one of the app."""
+    return body.lstrip()[:1] == b"<"
+
+
+def error_detail(body: bytes) -> str:
+    """What the body of an HTTP error says: the `detail` of Gradio's JSON, else the beginning of the body."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return "a page of HTML" if is_html(body) else body[:MAX_DETAIL].decode("utf-8", "replace") or "nothing"
+    detail = said.get("detail", said) if isinstance(said, dict) else said
+    return detail if isinstance(detail, str) else json.dumps(detail)

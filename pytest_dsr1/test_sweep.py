@@ -1,0 +1,1 @@
+../tests_bench/test_sweep.py

@@ -1,0 +1,262 @@
+"""A server under its supervisor: started, ended with all that belongs to it, kept; its log, its last lines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pytest_dsr1.servers import ServerError
+from pytest_dsr1.servers.process import Ended, ServerProcess
+from tests.project import wait_until
+
+#: A server's life in the tests' terms: it says what it is told to and waits, or ends with a status.
+SERVER = """
+import os, signal, subprocess, sys, time
+child = [sys.executable, "-c", "import time; print('child', flush=True); time.sleep(600)"]
+{before}
+print("pids", os.getpid(), *(one.pid for one in globals().get("children", ())), flush=True)
+{after}
+time.sleep(600)
+"""
+
+
+class Servers:
+    """Makes servers that do not outlive a test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started: list[ServerProcess] = []
+
+    def start(
+        self, before: str = "", after: str = "", *, log: Path | None = None, grace_s: float = 10.0
+    ) -> ServerProcess:
+        code = SERVER.format(before=before, after=after)
+        server = ServerProcess(
+            [sys.executable, "-c", code], {"GIVEN": "yes"}, log or self.folder / "server.log", grace_s
+        )
+        self._started.append(server)
+        server.start()
+        return server
+
+    def pids(self) -> list[int]:
+        """Of the server and the children that it named, once it did."""
+        log = self.folder / "server.log"
+        wait_until(lambda: "pids " in log.read_text(), "the server said who it is")
+        line = next(line for line in log.read_text().splitlines() if line.startswith("pids "))
+        return [int(word) for word in line.split()[1:]]
+
+    def end(self) -> None:
+        for server in self._started:
+            server.stop()
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    servers = Servers(tmp_path)
+    yield servers
+    servers.end()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def wait_for_end(server: ServerProcess) -> Ended:
+    wait_until(lambda: server.poll() is not None, "the server ended")
+    ended = server.poll()
+    assert ended is not None
+    return ended
+
+
+def test_status_and_last_lines_of_one_that_ends(servers: Servers) -> None:
+    """What it died of is in its status and in what it said last."""
+    server = servers.start(after="print('the last word'); sys.exit(3)")
+    ended = wait_for_end(server)
+    assert ended.status == 3
+    assert ended.how == "exit status 3"
+    assert ended.tail[-1] == "the last word"
+
+
+def test_one_that_is_killed(servers: Servers) -> None:
+    """The signal is named."""
+    server = servers.start()
+    os.kill(servers.pids()[0], signal.SIGKILL)
+    assert wait_for_end(server).how == "killed by SIGKILL"
+
+
+def test_environment_is_ours_and_what_is_added(servers: Servers) -> None:
+    """A variable of the recipe is there beside those of the shell."""
+    server = servers.start(after="print(os.environ['GIVEN'], os.environ['HOME']); sys.exit(0)")
+    assert wait_for_end(server).tail[-1] == f"yes {os.environ['HOME']}"
+
+
+def test_stopped_in_good_order(servers: Servers) -> None:
+    """SIGTERM is enough for a server that obeys."""
+    server = servers.start(before="signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))")
+    servers.pids()
+    ended = server.stop()
+    assert ended is not None
+    assert ended.status == 7
+
+
+def test_killed_after_the_grace(servers: Servers) -> None:
+    """SIGKILL is for one that does not."""
+    server = servers.start(before="signal.signal(signal.SIGTERM, signal.SIG_IGN)", grace_s=0.2)
+    servers.pids()
+    ended = server.stop()
+    assert ended is not None
+    assert ended.how == "killed by SIGKILL"
+
+
+def test_one_that_was_stopped_by_a_signal_is_ended(servers: Servers) -> None:
+    """A SIGSTOPped server is woken to do as it is asked, and does not wait for the grace."""
+    server = servers.start(before="signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))", grace_s=30.0)
+    os.kill(servers.pids()[0], signal.SIGSTOP)
+    ended = server.stop()
+    assert ended is not None
+    assert ended.status == 7
+
+
+@pytest.mark.parametrize("end", ["stop", "death"])
+def test_no_process_of_it_is_left(servers: Servers, end: str) -> None:
+    """Its group ends with it, and so does a child that left the group."""
+    server = servers.start(
+        before="children = [subprocess.Popen(child), subprocess.Popen(child, start_new_session=True)]"
+    )
+    pids = servers.pids()
+    assert len(pids) == 3
+    if end == "stop":
+        server.stop()
+    else:
+        os.kill(pids[0], signal.SIGKILL)
+        wait_for_end(server)
+    assert not any(map(is_alive, pids))
+
+
+def test_nothing_outlives_our_death(servers: Servers, tmp_path: Path) -> None:
+    """The supervisor ends the server when whoever started it is gone, by SIGKILL too."""
+    log = tmp_path / "server.log"
+    code = f"""
+import sys, time
+from pathlib import Path
+from pytest_dsr1.servers.process import ServerProcess
+ServerProcess([sys.executable, "-c", {SERVER.format(before="", after="")!r}], {{}}, Path({str(log)!r}), 5.0).start()
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as starter:
+        wait_until(log.exists, "a log")
+        pids = servers.pids()
+        starter.kill()
+    wait_until(lambda: not any(map(is_alive, pids)), "the server ended")
+
+
+def test_kept_when_we_are_gone(servers: Servers) -> None:
+    """A server that is kept runs on, writes its log, and takes all of its processes with it when it is ended."""
+    server = servers.start(
+        before="children = [subprocess.Popen(child)]",
+        after="signal.signal(signal.SIGUSR1, lambda *_: print('still here', flush=True))",
+    )
+    pids = servers.pids()
+    try:
+        server.keep()
+        assert server.kept
+        os.kill(pids[0], signal.SIGUSR1)
+        wait_until(lambda: "still here" in (servers.folder / "server.log").read_text(), "it went on writing its log")
+    finally:
+        os.kill(pids[0], signal.SIGTERM)
+    wait_until(lambda: not any(map(is_alive, pids)), "all of it ended")
+
+
+def test_full_disk_does_not_disturb_it(servers: Servers) -> None:
+    """A log that cannot be written is said to be so; the server goes on, and its last lines are known all the same."""
+    server = servers.start(after="print('not lost'); sys.exit(0)", log=Path("/dev/full"))
+    ended = wait_for_end(server)
+    assert ended.status == 0
+    assert ended.tail[-1] == "not lost"
+    assert server.log_error == "No space left on device"
+
+
+def test_log_in_a_place_that_does_not_exist(servers: Servers) -> None:
+    """Nothing is started, and the error names the file."""
+    (servers.folder / "file").touch()
+    with pytest.raises(ServerError, match=r"log .*file/server.log cannot be written"):
+        servers.start(log=servers.folder / "file" / "server.log")
+
+
+def test_command_that_is_none(servers: Servers) -> None:
+    """The error says which, and why."""
+    server = ServerProcess(["/nowhere/python3", "-m", "sglang"], {}, servers.folder / "server.log", 1.0)
+    with pytest.raises(ServerError, match=r"/nowhere/python3.*No such file"):
+        server.start()
+
+
+class TestSharedMemory:
+    """What a killed server leaves in /dev/shm is removed: what is its own, and nothing else."""
+
+    NAME = f"dsr1-test-{os.getpid()}"
+
+    @pytest.fixture(autouse=True)
+    def _tidy(self) -> Iterator[None]:
+        if not Path("/dev/shm").is_dir():
+            pytest.skip("no /dev/shm on this system")
+        yield
+        for path in Path("/dev/shm").glob(f"*{self.NAME}*"):
+            with suppress(OSError):
+                path.unlink()
+
+    def test_a_file_that_it_had_mapped(self, servers: Servers) -> None:
+        """Whatever its name: it was seen in the hands of the server."""
+        server = servers.start(before=self._map(self.NAME))
+        servers.pids()
+        server.ready()
+        ended = server.stop()
+        assert ended is not None
+        assert list(ended.removed) == [self.NAME]
+
+    def test_a_semaphore_that_it_had_mapped(self, servers: Servers) -> None:
+        """The kernel shows it under another name than the one that it has."""
+        # Without multiprocessing's own tracker, which would remove it now and then.
+        opened = f"import _multiprocessing; s = _multiprocessing.SemLock(1, 1, 1, '/{self.NAME}', False)"
+        server = servers.start(before=opened)
+        servers.pids()
+        ended = server.stop()
+        assert ended is not None
+        assert list(ended.removed) == [f"sem.{self.NAME}"]
+
+    def test_a_file_of_sglang_s_name(self, servers: Servers) -> None:
+        """Known by its name where the server died before anybody looked."""
+        name = f"sglang_loads_{self.NAME}"
+        server = servers.start(before=self._map(name))
+        os.kill(servers.pids()[0], signal.SIGKILL)
+        assert list(wait_for_end(server).removed) == [name]
+
+    def test_files_of_others_stay(self, servers: Servers) -> None:
+        """One that was there before, one that somebody else uses, one that nobody saw with the server."""
+        before = Path("/dev/shm") / f"sglang_loads_{self.NAME}-before"
+        before.write_bytes(b"x")
+        server = servers.start()
+        servers.pids()
+        used = Path("/dev/shm") / f"sglang_loads_{self.NAME}-used"
+        stranger = Path("/dev/shm") / f"{self.NAME}-stranger"
+        stranger.write_bytes(b"x")
+        with used.open("wb"):
+            ended = server.stop()
+            assert ended is not None
+            assert not ended.removed
+        assert before.exists()
+        assert stranger.exists()
+
+    @staticmethod
+    def _map(name: str) -> str:
+        written = f"f = open('/dev/shm/{name}', 'w+b'); f.write(bytes(4096)); f.flush()"
+        return f"import mmap; {written}; m = mmap.mmap(f.fileno(), 4096)"
