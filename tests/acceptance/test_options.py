@@ -21,7 +21,7 @@ def test_inert_in_a_strangers_project(project: Project) -> None:
 
 def test_bare_pytest_says_what_to_type(project: Project) -> None:
     """The two tests exist, are skipped, and the closing summary has the command."""
-    outcome = project.run("-v")
+    outcome = project.run("--pyargs", "pytest_dsr1.test_sweep", "-v")
     assert outcome.status == 0, outcome
     assert "test_accuracy[isl?-osl?-conc16] SKIPPED" in outcome.output
     assert "10 skipped" in outcome.output
@@ -30,7 +30,7 @@ def test_bare_pytest_says_what_to_type(project: Project) -> None:
 
 def test_placeholders_are_selected_like_the_real_ones(project: Project) -> None:
     """`-k conc16` without lengths finds two tests to skip."""
-    outcome = project.run("-k", "conc16")
+    outcome = project.run("--pyargs", "pytest_dsr1.test_sweep", "-k", "conc16")
     assert outcome.status == 0, outcome
     assert "2 skipped, 8 deselected" in outcome.output
 
@@ -114,12 +114,12 @@ def test_preflight_fails_on_what_would_fail(project: Project) -> None:
     assert f"FAILED --accuracy-data: {project.folder / 'rows.jsonl'}: " in outcome.output
 
 
-@pytest.mark.parametrize("how", ["conftest", "entry point", "both"])
+@pytest.mark.parametrize("how", ["option", "entry point", "both"])
 def test_plugin_is_found_either_way(project: Project, how: str) -> None:
-    """A checkout's conftest, the installed entry point, and both at once give one plugin."""
+    """-p in a checkout's ini file, the installed entry point, and both at once give one plugin."""
     if how != "entry point":
-        (project.folder / "conftest.py").write_text('pytest_plugins = ["pytest_dsr1.plugin"]\n')
-    if how == "conftest":
+        (project.folder / "pytest.ini").write_text("[pytest]\naddopts = -p pytest_dsr1.plugin\n")
+    if how == "option":
         project.environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     outcome = project.run(*LENGTHS, "--co", "-q")
     assert outcome.status == 0, outcome
