@@ -144,7 +144,7 @@ def test_unknown_label_is_filled_by_place_if_accepted() -> None:
 
 
 def entry_data(fields: dict[str, Any], labels: tuple[str, ...] = GUIDE) -> list[Any]:
-    return list(make_entry(Result(fields), "Team").data(match_labels(labels)))
+    return list(make_entry(Result.from_fields(fields), "Team").data(match_labels(labels)))
 
 
 def test_values_keep_full_precision() -> None:
@@ -174,7 +174,9 @@ def test_payloads_of_the_predecessor(shared: Any) -> None:
             "tput_per_gpu_ratio_vs_b200_1126": 1017.26 / row["tput_per_gpu"],
             "interactivity_ratio_vs_b200_1126": 71.4286 / row["median_interactivity"],
         }
-        data = make_entry(Result(fields), "MyTeam").data(match_labels([LABELS[field] for field in FIELDS_14]))
+        data = make_entry(Result.from_fields(fields), "MyTeam").data(
+            match_labels([LABELS[field] for field in FIELDS_14])
+        )
         assert data[0] == golden[0]
         assert data[1:] == pytest.approx(golden[1:], rel=1e-5)
 
