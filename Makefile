@@ -1,6 +1,6 @@
 # make bench   the environment, then a sweep on this machine; ARGS='…' passes options on
 # make test    the environment, then every test that this machine can run
-# make check   format, lint, types
+# make check   format, lint, types, the direction of imports
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,6 +21,7 @@ check: $(VENV)/.made
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Made anew when the lock changes: a half-updated environment is none.
 $(VENV)/.made: requirements.lock pyproject.toml

@@ -1,42 +1,52 @@
-"""The core is values and arithmetic, and modules stay small."""
+"""The measures of docs/architecture.md that import-linter does not know; it holds the direction of the imports."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import ast
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import pytest_dsr1
 
 PACKAGE = Path(pytest_dsr1.__file__).parent
-CORE = sorted(path.stem for path in (PACKAGE / "core").glob("*.py") if path.stem != "__init__")
-OUTSIDE = ("pytest", "asyncio", "aiohttp", "requests", "uvloop", "socket")
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if not path.is_symlink())
+#: Servers that are started like any other: they are no part of the plugin.
+APART = ("reference", "leaderboard")
+PLUGIN = [path for path in FILES if path.relative_to(PACKAGE).parts[0] not in APART]
 
 
-@pytest.mark.parametrize("module", CORE)
-def test_core_imports_nothing_from_outside(module: str) -> None:
-    """Imported by itself, no test runner, event loop or network library is loaded."""
-    script = (
-        f"import sys, pytest_dsr1.core.{module}\n"
-        f"print([name for name in {OUTSIDE!r} if name in sys.modules])"
-    )  # fmt: skip
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+def length(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
 
 
-def test_plugin_costs_a_stranger_little() -> None:
-    """Until a sweep is asked for, neither NumPy nor an event loop nor lm-eval is imported."""
-    script = (
-        "import sys, pytest_dsr1.plugin\n"
-        "print([name for name in ('numpy', 'uvloop', 'aiohttp', 'lm_eval', 'transformers') if name in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+def docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and docstring of a module, and of each class and function in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text is not None:
+                yield f"{path.relative_to(PACKAGE)}:{getattr(node, 'name', 'module')}", text
 
 
-def test_modules_are_short() -> None:
-    """None is longer than about 400 lines."""
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert {path.name: length for path, length in lengths.items() if length > 400} == {}
+def test_files_are_short() -> None:
+    """None has more than 300 lines."""
+    assert {path.name: length(path) for path in FILES if length(path) > 300} == {}
+
+
+def test_the_plugin_is_small() -> None:
+    """Its number of files, on the top floor and in all, and its lines."""
+    assert len(list(PACKAGE.glob("*.py"))) <= 13
+    assert len(PLUGIN) <= 65
+    assert sum(map(length, PLUGIN)) <= 10_000
+
+
+def test_docstrings_open_with_one_short_line() -> None:
+    """At most 80 characters say what a thing is or does."""
+    long = {
+        name: text.splitlines()[0]
+        for path in FILES
+        for name, text in docstrings(path)
+        if len(text.splitlines()[0]) > 80 or (len(text.splitlines()) > 1 and text.splitlines()[1].strip())
+    }
+    assert long == {}
