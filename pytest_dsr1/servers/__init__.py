@@ -16,7 +16,7 @@ class ServerError(RuntimeError):
 
 
 class Server(Protocol):
-    """A server for a session. None of these methods is called while a load is measured."""
+    """A server for a session; nothing of it is called while a load is measured."""
 
     def serve(self, point: Point | None = None) -> Served:
         """Make sure that it answers, started as `point` needs it, and say what it is.

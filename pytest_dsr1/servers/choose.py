@@ -1,4 +1,4 @@
-"""Who serves: `--server-url`, or what `--engine` finds; and how a server would be launched."""
+"""Who serves: `--server-url`, or what `--engine` finds here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """How a server would be launched here: everything that its command lines are made of.
+    """How a server would be launched here.
 
     :param interpreter: None where the recipe's command needs none, or no Python has SGLang.
     :param missing: Which Pythons were asked for SGLang, and what they said; empty if one has it or none is needed.
@@ -46,7 +46,7 @@ class LaunchPlan:
         return self.recipe.launch_at(point, self.options, self._python)
 
     def launches(self, points: Sequence[Point]) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
-        """The launches of a sweep in its order, each with the consecutive points that it serves."""
+        """The launches of a sweep in order, each with its consecutive points."""
         return tuple((launch, tuple(group)) for launch, group in groupby(points, key=self.launch_for))
 
     @property
@@ -59,7 +59,7 @@ class LaunchPlan:
 
     @property
     def gpu_problem(self) -> str:
-        """That SGLang needs more GPUs than are visible, which it would find out after minutes; empty if not."""
+        """That more GPUs are needed than are visible; empty if there are enough."""
         tp = self.options.tp if self.options.tp is not None else self.recipe.tp
         if not self.gpus or tp <= len(self.gpus):
             return ""
@@ -123,7 +123,7 @@ def _find_python(config: SweepConfig, environ: Mapping[str, str]) -> tuple[Inter
 
 
 def print_launch(config: SweepConfig, points: Sequence[Point], say: Callable[[str], None]) -> str:
-    """Print every command line of the sweep with the points that it serves (--print-launch).
+    """Print every command line of the sweep and its points (--print-launch).
 
     :return: Why nothing could be printed; empty if it was.
     """
@@ -164,7 +164,7 @@ def choose(config: SweepConfig, environ: Mapping[str, str], logs: Path, reporter
 
 
 def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, reporter: Reporter) -> Choice:
-    """A healthy server on --port that serves our model; else SGLang; else the embedded engine."""
+    """A running server on --port, else SGLang, else the embedded engine."""
     plan, problem = None, None
     # Who types a recipe wants a launch, whatever GPUs are seen.
     if config.launch.recipe is not None or visible_gpus(environ):
@@ -208,7 +208,7 @@ def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, 
 
 
 def _kept(config: SweepConfig, plan: LaunchPlan) -> Choice | None:
-    """The server on --port, if an earlier session launched it as this one would for every point."""
+    """The server on --port, if it was launched as this session would launch it."""
     launches = plan.launches(config.points)
     launch = launches[0][0]
     holder = holder_of(launch.port)
@@ -223,7 +223,7 @@ def _kept(config: SweepConfig, plan: LaunchPlan) -> Choice | None:
 
 
 def _wanted(config: SweepConfig, plan: LaunchPlan | None) -> tuple[str, ...]:
-    """Names of the models that a running server may serve to be ours; the recipe's is among them."""
+    """The models of which a running server must serve one to be used."""
     names = [config.model if config.model is not None else DEFAULT_MODEL]
     if plan is not None:
         names.append(plan.launch_for(config.points[0]).model)
@@ -231,7 +231,7 @@ def _wanted(config: SweepConfig, plan: LaunchPlan | None) -> tuple[str, ...]:
 
 
 def _serves(url: str, models: tuple[str, ...]) -> str | None:
-    """Which of `models` a healthy server at `url` lists; empty if none, None if no server answers."""
+    """Which of `models` a healthy server lists; empty if none, None if no answer."""
     try:
         served = probe.served_models(url, PROBE_TIMEOUT_S)
     except ServerError:
@@ -270,7 +270,7 @@ def _reference(config: SweepConfig, logs: Path, reporter: Reporter, why: str) ->
 
 
 def reference_plan(weights: Path | None = None) -> LaunchPlan:
-    """How the embedded engine is launched: by its recipe, with our own Python, on a free port.
+    """How the embedded engine is launched: with our own Python, on a free port.
 
     :param weights: Hugging Face folder to serve; None: the packaged model.
     """

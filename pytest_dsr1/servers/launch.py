@@ -98,7 +98,7 @@ class Launch:
         return shell_line(self.argv, dict(self.environment))
 
     def changes_from(self, earlier: Launch) -> str:
-        """What differs from `earlier`: "chunked-prefill-size 196608 -> 32768"; empty if nothing does."""
+        """What differs, as "chunked-prefill-size 196608 -> 32768"; else empty."""
         before, after = earlier._settings(), self._settings()
         return ", ".join(
             f"{name} {before.get(name, 'unset')} -> {after.get(name, 'unset')}"
@@ -143,7 +143,9 @@ def argument_words(name: str, value: Value) -> tuple[str, ...]:
 
 
 def parse_server_arg(text: str) -> ServerArgument:
-    """Read NAME=VALUE or NAME, with or without two hyphens; the value begins after the first =.
+    """Read NAME=VALUE or NAME, with or without two hyphens before it.
+
+    The value begins after the first =.
 
     :raises ValueError: With the reason; it never quotes a value, which may be a secret.
     """

@@ -1,4 +1,4 @@
-"""A server that we launch: from the check of its port to the end of its last process."""
+"""A server that we launch, from the check of its port to its last process."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ class LaunchedServer:
         return replace(served, engine=served.engine if served.is_reference else "sglang", launch=self._description())
 
     def flush_cache(self) -> None:
-        """:raises ServerError: The cache was not emptied, so the next measurement might be of the cache."""
+        """Empty its prefix cache.
+
+        :raises ServerError: It was not emptied, and the next measurement might be of the cache.
+        """
         if self._launch is not None and (problem := probe.flush_cache(self._launch.url)):
             raise ServerError(f"{self._launch.url}: {problem}")
 
@@ -157,7 +160,7 @@ class LaunchedServer:
         process.ready()
 
     def _wait(self, launch: Launch, process: ServerProcess, began: float) -> None:
-        """Wait until our process lives, is the one that listens, is healthy and serves our model."""
+        """Wait until our process is the one that listens, and serves our model."""
         log = LogReader(self._log)
         said = "starting"
         while True:
@@ -233,7 +236,9 @@ class LaunchedServer:
 
 
 def require_port(launch: Launch) -> None:
-    """Check that a launch's port is free: SGLang checks it only at the end of its start, and logs "ready" anyway.
+    """Check that a launch's port is free.
+
+    SGLang checks it only at the end of its start, and then logs "ready" even if the port is taken.
 
     :raises ServerError: It is taken; the message names the process that has it.
     """

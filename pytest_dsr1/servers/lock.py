@@ -1,4 +1,4 @@
-"""An advisory lock per server, against two sessions that measure it at the same time."""
+"""An advisory lock per server: one session at a time measures it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's log: the progress of its start, the cause of its end, the lines to show."""
+"""A server's log: progress of a start, cause of an end, lines to show."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class LogReader:
         self._partial = ""
 
     def lines(self) -> list[str]:
-        """The new lines that have ended, at most the last 64 KiB; none if the log cannot be read."""
+        """The new lines, of at most the last 64 KiB; none if it cannot be read."""
         try:
             with self._path.open("rb") as log:
                 # Its end only: a server may write faster than we read.
@@ -156,7 +156,7 @@ def cause_of_end(lines: Sequence[str]) -> Cause | None:
 
 
 def telling_lines(lines: Sequence[str], limit: int = 12) -> list[str]:
-    """Choose the lines for an error message: at most `limit`, each of at most 300 characters.
+    """Choose the lines for an error message, each of at most 300 characters.
 
     They lead to the line of the known cause, or else to the last exception or error, or else to the end of the log.
     Where that line ends a traceback, the traceback's head is among them. Escapes and control characters are removed.
@@ -222,7 +222,7 @@ def _cleaned(lines: Sequence[str]) -> list[str]:
 
 
 def _plain(line: str) -> str:
-    """`line` as a terminal shows it: of a progress bar, the last state; indentation is kept."""
+    """`line` as a terminal shows it, indented: of a bar, the last state."""
     text = _ESCAPES.sub("", line).rstrip()
     text = text.rpartition("\r")[2].expandtabs(4)
     return _CONTROLS.sub("", text)

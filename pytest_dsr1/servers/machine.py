@@ -1,4 +1,4 @@
-"""What this machine can launch a server with: its GPUs, and a Python that has SGLang."""
+"""What a server can be launched with here: GPUs, a Python with SGLang."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PYTHON_TIMEOUT_S = 20.0
 
 
 class NoAnswerError(RuntimeError):
-    """A command gave no answer; the message says why, in a few words that follow the command's name."""
+    """A command gave no answer; the message, after its name, says why."""
 
 
 def ask(argv: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> str:
@@ -101,7 +101,7 @@ def _hides_all(entries: list[str] | None) -> bool:
 
 
 def _left(gpus: tuple[str, ...], entries: list[str] | None) -> tuple[str, ...]:
-    """Those of `gpus` that are listed, in the order of the list; all, if nothing is listed."""
+    """Those of `gpus` that are listed, in that order; all without a list."""
     if entries is None or not gpus:
         return gpus
     left = []
@@ -117,7 +117,7 @@ def _left(gpus: tuple[str, ...], entries: list[str] | None) -> tuple[str, ...]:
 
 
 def _from_library(question: str, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the GPUs that a vendor's library knows of; none where it is missing or fails."""
+    """Names of the GPUs that a vendor's library knows of; none if it fails."""
     try:
         # -P: a module of the current folder must not stand in for a library.
         said = ask([sys.executable, "-P", "-c", question], environ, GPU_TIMEOUT_S)
@@ -145,7 +145,7 @@ def _from_amd_driver(root: Path) -> tuple[str, ...]:
 
 
 def _amd_name(market_name: str, target: str) -> str:
-    """The product's name, or the chip's where the product has a generic name ("AMD Radeon Graphics") or none."""
+    """The product's name; the chip's in place of "AMD Radeon Graphics" or "N/A"."""
     if re.search(r"\bMI\d", market_name):
         return market_name
     # A target may have features appended: gfx942:sramecc+:xnack-.
@@ -195,7 +195,9 @@ class Interpreter:
 
 
 def find_interpreter(option: Path | None, environ: Mapping[str, str]) -> Interpreter:
-    """The Python to launch SGLang with: the typed one, else ours, else the first python3 on PATH that has SGLang.
+    """The Python to launch SGLang with.
+
+    It is the typed one, else ours, else the first python3 on PATH that has SGLang.
 
     :param option: `--sglang-python`; if typed, no other Python is asked.
     :param environ: What a server will inherit: PATH and PYTHONPATH count.

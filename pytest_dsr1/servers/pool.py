@@ -15,7 +15,7 @@ from pytest_dsr1.servers.lock import ServerLock
 
 
 class ServerPool:
-    """The session's server, itself a `Server`; with --server-url repeated, several servers.
+    """The session's server, itself a `Server`; or several external ones.
 
     It lives in the process that owns the session: the only one, or xdist's controller.
 
@@ -133,7 +133,7 @@ class ServerPool:
         return self._server(0).closing_lines(interrupted=interrupted)
 
     def changes_since_last(self, server: Mapping[str, Any]) -> str:
-        """What others changed of a server between its last result and this one; empty if nothing.
+        """What others changed of a server since its last result; else empty.
 
         :param server: The `server` object of a result.
         """

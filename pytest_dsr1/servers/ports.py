@@ -71,9 +71,11 @@ def is_descendant(pid: int, ancestor: int) -> bool:
 
 
 def runs_with(pid: int, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether a process was started with these arguments and these variables; False where it may not be seen.
+    """Whether a process was started with these arguments and variables.
 
     The program's own path is not compared: an interpreter may have been found by another name, or by a script.
+
+    :return: False as well where the process may not be inspected.
     """
     try:
         process = psutil.Process(pid)
@@ -83,9 +85,9 @@ def runs_with(pid: int, argv: Sequence[str], environment: Mapping[str, str]) -> 
 
 
 def is_taken(host: str, port: int) -> bool:
-    """Whether a server could not listen at (host, port) because another one does: tried as a server does.
+    """Whether a server could not listen at (host, port) because another does.
 
-    Other obstacles (no such address here, a port that needs privileges) are not looked for: False.
+    A socket is bound to find out. Other obstacles (no such address here, a port that needs privileges) do not count.
 
     :param host: An address or name of this machine; empty: all of its addresses.
     """

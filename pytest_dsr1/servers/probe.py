@@ -1,4 +1,4 @@
-"""The requests to a server that are not load: its models, its settings, its health, its cache."""
+"""The requests to a server that are not load: models, settings, health."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def request(method: str, url: str, timeout_s: float = TIMEOUT_S) -> requests.Res
 
 
 def _get(url: str, timeout_s: float, tries: int) -> requests.Response:
-    """GET, repeated after a broken connection or an HTTP 5xx; not after a time-out, which took long enough.
+    """GET, repeated after a broken connection or an HTTP 5xx.
+
+    It is not repeated after a time-out, which took long enough.
 
     :raises requests.RequestException: No answer.
     """
@@ -94,7 +96,10 @@ def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
 
 
 def is_healthy(url: str, timeout_s: float = TIMEOUT_S) -> bool:
-    """Whether /health answers 200. Never call it while measuring: SGLang runs a prefill for each call."""
+    """Whether /health answers 200.
+
+    Never call it while measuring: SGLang runs a prefill for each call.
+    """
     try:
         return request("GET", f"{url}/health", timeout_s).status_code == 200
     except requests.RequestException:

@@ -1,4 +1,4 @@
-"""A recipe, read from TOML: a server's arguments and variables, some of them only at certain points."""
+"""A recipe, read from TOML: a server's arguments and variables."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ VariableValue = bool | int | float | str
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used or chosen: what was tried, what was found, what to do."""
+    """A recipe that cannot be used: which, why, and what to do."""
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Arguments and variables, validated one by one, so that an error names the one that is wrong.
+    """Arguments and variables; an error names the one that is wrong.
 
     :param arguments: Name to value, in the order of the command line; False leaves the argument out.
     :param environment: Variable to text; None leaves the variable out.
@@ -65,7 +65,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class When(_Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a recipe changes at some points. Every condition that is not None must hold.
+    """What a recipe changes at points where all of its conditions hold.
 
     :param conc_above: Lower bound of the concurrency, itself excluded.
     :param conc_below: Upper bound of the concurrency, itself excluded.
@@ -140,7 +140,9 @@ class Recipe(RecipeFile, frozen=True, kw_only=True):
         return self.family is None or model is None or self.family.lower() in model.lower()
 
     def launch_at(self, point: Point, options: LaunchOptions, python: str) -> Launch:
-        """The launch for `point`: typed options override [[when]], which overrides the rest of the recipe.
+        """The launch for `point`.
+
+        Typed options override [[when]], which overrides the rest of the recipe.
 
         :param python: The interpreter that stands for {python}.
         :raises RecipeError: Neither recipe nor options name a model.
@@ -179,7 +181,7 @@ class Recipe(RecipeFile, frozen=True, kw_only=True):
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The shipped recipes for SGLang; the embedded engine's is not among those that a user chooses from."""
+    """The shipped recipes that `--recipe` takes: not the embedded engine's."""
     return tuple(sorted(path.stem for path in _SHIPPED.glob("*.toml") if path.stem != REFERENCE))
 
 
@@ -193,7 +195,9 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def recipe_for(gpus: Sequence[str], model: str | None) -> Recipe:
-    """The shipped recipe for this machine; one for a family of models goes before one for all models.
+    """The shipped recipe for this machine.
+
+    One for a family of models goes before one for all models.
 
     :param gpus: Names as `visible_gpus` has them; none: the CPU's recipe.
     :param model: As typed; None: the recipe's.

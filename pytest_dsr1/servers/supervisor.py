@@ -54,7 +54,7 @@ class Supervisor:
         self._shm_seen: set[int] = set()
 
     def run(self) -> None:
-        """Start the server, wait for its end or for the order to end it, and remove what it leaves."""
+        """Start the server, wait for its end or the order to end it, and clean up."""
         # Descendants that lose their parent become children of this process, which finds them at the end.
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         woken, waker = os.pipe()
@@ -201,12 +201,12 @@ class Supervisor:
     # -- what it leaves in /dev/shm ---------------------------------------------------------------------------
 
     def _look_at_shm(self, server: int) -> None:
-        """Note the files that its processes have mapped. Not called while it is measured, since it takes time."""
+        """Note the files that its processes have mapped; not during a measurement."""
         for pid in (server, *_descendants(server)):
             self._shm_seen |= _mapped(pid)
 
     def _remove_shm(self) -> list[str]:
-        """Remove its files that no process uses: a killed server cannot remove them itself."""
+        """Remove its files that no process uses; a killed server leaves them."""
         ours: dict[str, int] = {}
         for name in set(_names(_SHM)) - self._shm_before:
             with contextlib.suppress(OSError):
@@ -261,7 +261,7 @@ def _parents() -> Iterable[tuple[int, int]]:
 
 
 def _mapped(pid: int) -> set[int]:
-    """Inodes in /dev/shm that a process has mapped or open; empty if it may not be inspected.
+    """Inodes in /dev/shm that a process has mapped or open, as far as visible.
 
     Not names: the C library creates a semaphore under a temporary name, which is the one that the kernel shows.
     """

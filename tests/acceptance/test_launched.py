@@ -1,4 +1,4 @@
-"""A server that the sweep launches: from the check of its port to the end of its last process, on a stand-in."""
+"""A server that the sweep launches: a stand-in, from its start to its end."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def wait_for_requests(port: int, count: int) -> Holder:
 
 class TestSweep:
     def test_one_server_for_all_points(self, project: Project, launch: Any, port: int) -> None:
-        """It is launched once, every result says how, the summary does, and nothing of it is left."""
+        """It is launched once; results and summary say how; nothing of it is left."""
         outcome = project.run(*SWEEP, *launch(children=True, shm=[f"sglang_loads_test-{port}"]))
         assert outcome.status == 0, outcome
         assert outcome.output.count("starting SGLang by recipe stand-in.toml; log: ") == 1
@@ -94,7 +94,7 @@ class TestSweep:
         assert not list(Path("/dev/shm").glob(f"*test-{port}"))
 
     def test_restarted_where_the_recipe_changes(self, project: Project, launch: Any) -> None:
-        """A rule that a concurrency meets makes another server, and the summary names both."""
+        """Where a [[when]] applies there is another server; the summary names both."""
         outcome = project.run(*SWEEP, "--isl", "32", *launch())
         assert outcome.status == 0, outcome
         assert "restarting SGLang for isl32-osl1-conc4: chunked-prefill-size 4096 -> 1024" in outcome.output
@@ -173,7 +173,7 @@ class TestStart:
         assert "cannot be written" in self.fails(project, *launch())
 
     def test_log_that_gets_too_large(self, project: Project, launch: Any) -> None:
-        """A disk that is full for the log does not disturb the measurement, and is said to be."""
+        """A full disk does not disturb the measurement, and is reported."""
         process = project.start(*SWEEP, *launch(noise=20_000))
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         output, _ = process.communicate(timeout=60)
@@ -192,11 +192,11 @@ class TestStart:
 
 
 class TestWhileMeasuring:
-    """A server that dies or hangs ends the sweep at once: what is finished is kept, nothing else is begun."""
+    """A server that ends or hangs ends the sweep; finished points are kept."""
 
     @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "worker"])
     def test_death(self, project: Project, launch: Any, port: int, workers: tuple[str, ...]) -> None:
-        """Exit status 1, the cause in the point's line, the log's last lines on the terminal."""
+        """Exit status 1, the cause in the point's line, the log's last lines shown."""
         process = project.start(*SWEEP, *launch(answers={"ttft_s": 0.05}), *workers)
         os.kill(wait_for_requests(port, 22 + 4).pid, signal.SIGKILL)
         output, _ = process.communicate(timeout=60)
@@ -272,7 +272,7 @@ class TestWhileMeasuring:
 
 class TestKept:
     def test_found_by_the_next_session(self, project: Project, launch: Any, port: int) -> None:
-        """--keep-server leaves it, says where it is, and the next session measures it without a launch."""
+        """--keep-server leaves it running, and the next session measures it."""
         outcome = project.run(*SWEEP, *launch(), "--keep-server")
         assert outcome.status == 0, outcome
         holder = holder_of(port)
@@ -297,7 +297,7 @@ class TestKept:
         wait_until(lambda: not _left(project), "all of it ended")
 
     def test_found_by_a_resumed_batch(self, project: Project, launch: Any, port: int) -> None:
-        """What Ctrl+C interrupted is completed on the server that was kept; resumed once more, on a new one."""
+        """An interrupted batch is completed on the kept server, or on a new one."""
         process = project.start(*SWEEP, *launch(answers={"ttft_s": 0.05}), "--keep-server")
         wait_for_requests(port, 22 + 4)
         process.send_signal(signal.SIGINT)
@@ -378,7 +378,7 @@ class TestShown:
         assert not (project.folder / "reports").exists()
 
     def test_print_launch(self, project: Project, launch: Any) -> None:
-        """Every command line of the sweep and what it is for; nothing is started or written."""
+        """Every command line and its points are printed; nothing is started."""
         outcome = project.run(*SWEEP, "--isl", "32", *launch(), "--print-launch")
         assert outcome.status == 0, outcome
         lines = outcome.output.splitlines()
@@ -403,7 +403,7 @@ class TestShown:
 
 
 def _left(project: Project) -> list[int]:
-    """Processes of the project's servers: they have its recipe's variable, and its folder."""
+    """Processes of the project's servers: they have its variable and folder."""
     found = []
     for folder in Path("/proc").iterdir():
         try:

@@ -1,4 +1,4 @@
-"""The embedded engine as a process: clients that come and go, a parent that dies, a start that fails."""
+"""The embedded engine as a process: its clients, its start, its end."""
 
 from __future__ import annotations
 

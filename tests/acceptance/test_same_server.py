@@ -1,4 +1,4 @@
-"""The server that is measured: the same before and after, and the model in it, not its cache."""
+"""The same server before and after a point, and its model, not its cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def results(project: Project) -> list[dict[str, Any]]:
 
 
 def test_settings_changed_while_it_was_measured(project: Project) -> None:
-    """That point fails and says what changed; the next one is of the new server, which the summary says."""
+    """That point fails and says what changed; the summary says it of the next."""
     with timed_server(server_info={"version": "1"}, later_info=(10, {"version": "2"})) as server:
         outcome = project.run(*SWEEP, "--server-url", server.url)
     assert outcome.status == 1, outcome
@@ -31,7 +31,7 @@ def test_settings_changed_while_it_was_measured(project: Project) -> None:
 
 
 def test_prompts_that_a_cache_had(project: Project) -> None:
-    """More than 1 % of their tokens: a warning in the result, the summary and on the terminal; the figures stand."""
+    """More than 1 % of their tokens: a warning everywhere; the figures stay."""
     with timed_server(cached_tokens=15) as server:
         outcome = project.run(*SWEEP, "--server-url", server.url)
     assert outcome.status == 0, outcome

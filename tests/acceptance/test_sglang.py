@@ -1,4 +1,4 @@
-"""A real SGLang 0.5.23 that the sweep launches on the CPU: its start, its figures, its end, and each way it goes wrong.
+"""A real SGLang 0.5.23 on the CPU: its start, its figures, its end.
 
 Needs an installation of SGLang for the CPU and its two tiny models, in the folder that DSR1_TEST_SGLANG names; what
 `shared/tools/sglang_cpu/setup.sh` makes. `docs/measured/cpu-sglang.md` shows what a user sees of these.
@@ -119,7 +119,7 @@ def nothing_left(project: Project, port: int) -> Callable[[], None]:
 
 
 def running(project: Project) -> list[int]:
-    """Processes that work in the project's folder: pytest, a server's supervisor, the server and its children."""
+    """Processes in the project's folder: pytest, supervisor, server, children."""
     found = []
     for pid in pids():
         with suppress(OSError):
@@ -129,7 +129,7 @@ def running(project: Project) -> list[int]:
 
 
 def mapped_inodes() -> set[int]:
-    """Files in /dev/shm that a process has mapped; a semaphore is mapped under another name than its own."""
+    """Inodes in /dev/shm that a process has mapped."""
     inodes = set()
     for pid in pids():
         with suppress(OSError):
@@ -167,7 +167,7 @@ def server_log(project: Project) -> str:
 
 
 def wait_for_requests(project: Project, port: int, count: int) -> Holder:
-    """The server's process, once its log shows that it has begun to answer so many requests."""
+    """The server's process, once its log shows so many requests."""
     wait_until(lambda: holder_of(port) is not None, "the server listens", START_S)
     begun = '"POST /v1/completions HTTP/1.1" 200'
     wait_until(lambda: server_log(project).count(begun) >= count, f"{count} requests", START_S)
@@ -187,7 +187,7 @@ class TestSweep:
         nothing_left: Callable[[], None],
         model: str,
     ) -> None:
-        """One server for the whole sweep; it computes what transformers does, no check objects, nothing is left."""
+        """One server, the accuracy of transformers, no findings, nothing left."""
         expected = baseline(model)
         data = (f"--accuracy-data={rows}", "--accuracy-limit", "3", f"--accuracy-baseline={expected}")
         outcome = project.run(*SWEEP, *data, *launch(model), "--server-arg", f"served-model-name={model}")
@@ -225,7 +225,7 @@ class TestStart:
         return outcome.output
 
     def test_other_model(self, project: Project, launch: Launch, nothing_left: Callable[[], None]) -> None:
-        """A server that names another model than the one wanted is not measured, and ended."""
+        """A server that lists another model is not measured, and ended."""
         output = self.fails(project, *launch(words=("--served-model-name=another",)))
         assert "SGLang serves another and not " in output
         nothing_left()
@@ -246,10 +246,10 @@ class TestStart:
 
 
 class TestWhileMeasuring:
-    """A server that dies or hangs ends the sweep at once: what is finished is kept, nothing else is begun."""
+    """A server that ends or hangs ends the sweep; finished points are kept."""
 
     def is_lost(self, project: Project, port: int, process: subprocess.Popen[str], number: signal.Signals) -> str:
-        """Send its scheduler a signal while the second point is measured; the sweep's output."""
+        """The output of a sweep whose scheduler gets a signal in the second point."""
         wait_for_requests(project, port, FIRST_POINT + SECOND_WARMUP + 1)
         os.kill(scheduler(project), number)
         output, _ = process.communicate(timeout=120)
@@ -273,7 +273,7 @@ class TestWhileMeasuring:
     def test_stopped_scheduler(
         self, project: Project, launch: Launch, port: int, nothing_left: Callable[[], None]
     ) -> None:
-        """It hangs although its HTTP process listens and accepts; it is ended all the same."""
+        """It hangs although its HTTP process accepts connections; it is ended."""
         process = project.start(*LOAD, *launch(), "--idle-timeout", "3")
         self.is_lost(project, port, process, signal.SIGSTOP)
         assert f"the server at http://127.0.0.1:{port} hangs: /health is not answered" in project.lines()[1]
@@ -295,7 +295,7 @@ class TestKept:
     def test_found_by_the_next_session(
         self, project: Project, launch: Launch, port: int, nothing_left: Callable[[], None]
     ) -> None:
-        """It runs on; the next session measures it, and finds what its prefix cache did for repeated prompts."""
+        """The next session measures it, and finds repeated prompts in its cache."""
         seed = ("--prompt-seed", "7")
         cached = launch(arguments="disable-radix-cache = false")
         outcome = project.run(*REPEATED, *seed, *cached, "--server-arg", "served-model-name=kept", "--keep-server")

@@ -1,4 +1,4 @@
-"""A stand-in for `sglang.launch_server`: its command line, its log, its processes, and each way in which it goes wrong.
+"""A stand-in for `sglang.launch_server`, which may fail in several ways.
 
 What it does beside serving, the variable `STAND_IN` says: a JSON object with fields of `Behaviour`.
 """

@@ -1,4 +1,4 @@
-"""One server's command line as a value, and what may be typed into it: nothing secret stands there."""
+"""One server's command line, and what may be typed into it: no secrets."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class TestLaunch:
 
     @given(st.lists(_LINES, min_size=1), st.dictionaries(st.from_regex(r"[A-Z_]+", fullmatch=True), _LINES))
     def test_words_are_what_a_shell_would_run(self, argv: list[str], environment: dict[str, str]) -> None:
-        """Quoted, so that it can be copied; a shell's rules of splitting give back what is run."""
+        """It is quoted: a shell splits it into the words that are run."""
         variables = tuple(sorted(environment.items()))
         launch = Launch(recipe="r", argv=tuple(argv), environment=variables, model="m", port=1)
         assert shlex.split(launch.shell_line) == [*(f"{name}={value}" for name, value in variables), *argv]

@@ -1,4 +1,4 @@
-"""What is read from a server's log: the cause of its end, the lines to show, the progress of its start.
+"""What is read from a server's log: causes, telling lines, progress.
 
 Whole logs are excerpts of SGLang 0.5.23's on a CPU; what needs a GPU is put together from the words of the sources.
 """
@@ -214,7 +214,7 @@ def test_a_good_start_has_no_cause() -> None:
 
 
 def test_what_began_it_is_the_cause_not_what_followed() -> None:
-    """One rank runs out of memory, the others lose it, and the parent ends with all of them."""
+    """One rank runs out of memory; the others and the parent end after it."""
     cause = cause_of_end([*OUT_OF_MEMORY, *KILLED])
     assert cause is not None
     assert "GPU memory" in cause.what
@@ -313,7 +313,7 @@ def test_the_traceback_of_the_cause_is_shown_not_the_last_one() -> None:
 
 
 def test_usage_and_claims_are_not_shown() -> None:
-    """400 lines of options, or a claim to be ready, would hide the one line that matters."""
+    """400 lines of options would hide the one line that matters."""
     assert telling_lines(UNKNOWN_FLAG) == [UNKNOWN_FLAG[-1]]
     assert not any("fired up" in line for line in telling_lines(PORT_TAKEN))
     assert PORT_TAKEN[3] in telling_lines(PORT_TAKEN)
@@ -345,7 +345,7 @@ def test_without_anything_telling_the_end_is_shown() -> None:
 
 
 def test_lines_are_cut_and_cleaned() -> None:
-    """A log may hold anything: colours, bars that rewrite their line, bells, halves of characters."""
+    """A log may contain colours, progress bars, bells, halves of characters."""
     assert telling_lines(["\x1b[31mred\x1b[0m\x07 \x1b]0;title\x07end\udc80", "a" * 400, "old\rnew"]) == [
         "red end",
         "a" * 299 + "…",
@@ -396,7 +396,7 @@ class TestFile:
         assert reader.lines() == []
 
     def test_its_end_is_read_of_a_long_one(self, tmp_path: Path) -> None:
-        """A server may write faster than anybody reads; a file that is not there has no lines."""
+        """A server may write faster than we read; a missing file has no lines."""
         path = tmp_path / "log"
         path.write_text("x" * 100_000 + "\nlast\n")
         assert LogReader(path).lines()[-1] == "last"

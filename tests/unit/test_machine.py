@@ -172,7 +172,7 @@ class TestHidden:
         ],
     )
     def test_a_list_names_those_that_are_left(self, machine: Machine, value: str, left: str) -> None:
-        """In its order; what follows an index that does not exist is hidden; a UUID counts as one."""
+        """In its order, up to an index that does not exist; a UUID counts as one."""
         machine.nvidia_driver("A1", "B2", "C3")
         assert machine.sees(CUDA_VISIBLE_DEVICES=value) == tuple(left.split())
 
@@ -322,7 +322,7 @@ class TestQuestion:
 
     @staticmethod
     def ask(folder: Path) -> str:
-        """The version that a real Python says which has the packages in `folder`, and no others."""
+        """What a real Python answers that has only the packages in `folder`."""
         path = python3(folder / "bin", f'exec {shlex.quote(sys.executable)} -S "$@"')
         return find_interpreter(Path(path), os.environ | {"PYTHONPATH": str(folder)}).version
 

@@ -94,7 +94,7 @@ def test_a_free_port_has_no_holder(free: int) -> None:
 
 @linux
 def test_a_connection_holds_no_port() -> None:
-    """The client of a server has its port's number in the table too, and does not listen."""
+    """A client of the server has the port in the table too, but does not listen."""
     with (
         running(LISTENER) as (pid, port),
         socket.create_connection(("127.0.0.1", port)) as client,
@@ -134,7 +134,7 @@ def test_a_port_that_was_left_lately_is_free() -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_another_obstacle_is_not_a_taken_port(host: str, free: int) -> None:
-    """An address of nobody (RFC 5737) and a name of nobody (RFC 2606): the server will say so itself."""
+    """Reserved addresses (RFC 5737) and names (RFC 2606): the server reports them."""
     assert not is_taken(host, free)
 
 
@@ -168,7 +168,7 @@ def test_a_process_keeps_its_start() -> None:
 
 @linux
 def test_a_process_is_known_by_how_it_was_started() -> None:
-    """Its arguments and the variables that were added; not by the path of its program, nor by other variables."""
+    """By arguments and added variables; not by its program's path."""
     with running(LISTENER, "--model", "x y") as (pid, _):
         argv = ["python3", "-c", LISTENER, "--model", "x y"]
         assert runs_with(pid, argv, {"PATH": os.environ["PATH"]})

@@ -1,4 +1,4 @@
-"""A server under its supervisor: started, ended with all that belongs to it, kept; its log, its last lines."""
+"""A server under its supervisor: its start, its end, its log."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_killed_after_the_grace(servers: Servers) -> None:
 
 
 def test_one_that_was_stopped_by_a_signal_is_ended(servers: Servers) -> None:
-    """A SIGSTOPped server is woken to do as it is asked, and does not wait for the grace."""
+    """After SIGSTOP a server is continued, and handles SIGTERM within the grace."""
     server = servers.start(before="signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))", grace_s=30.0)
     os.kill(servers.pids()[0], signal.SIGSTOP)
     ended = server.stop()
@@ -161,7 +161,7 @@ time.sleep(600)
 
 
 def test_kept_when_we_are_gone(servers: Servers) -> None:
-    """A server that is kept runs on, writes its log, and takes all of its processes with it when it is ended."""
+    """A kept server goes on writing its log; all of its processes end with it."""
     server = servers.start(
         before="children = [subprocess.Popen(child)]",
         after="signal.signal(signal.SIGUSR1, lambda *_: print('still here', flush=True))",
@@ -178,7 +178,7 @@ def test_kept_when_we_are_gone(servers: Servers) -> None:
 
 
 def test_full_disk_does_not_disturb_it(servers: Servers) -> None:
-    """A log that cannot be written is said to be so; the server goes on, and its last lines are known all the same."""
+    """The error is reported; the server goes on, and its last lines are known."""
     server = servers.start(after="print('not lost'); sys.exit(0)", log=Path("/dev/full"))
     ended = wait_for_end(server)
     assert ended.status == 0
@@ -201,7 +201,7 @@ def test_command_that_is_none(servers: Servers) -> None:
 
 
 class TestSharedMemory:
-    """What a killed server leaves in /dev/shm is removed: what is its own, and nothing else."""
+    """The files of a killed server in /dev/shm are removed, and no others."""
 
     NAME = f"dsr1-test-{os.getpid()}"
 
@@ -241,7 +241,7 @@ class TestSharedMemory:
         assert list(wait_for_end(server).removed) == [name]
 
     def test_files_of_others_stay(self, servers: Servers) -> None:
-        """One that was there before, one that somebody else uses, one that nobody saw with the server."""
+        """An older one, one that somebody else uses, one that the server never had."""
         before = Path("/dev/shm") / f"sglang_loads_{self.NAME}-before"
         before.write_bytes(b"x")
         server = servers.start()

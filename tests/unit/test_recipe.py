@@ -84,7 +84,7 @@ class TestShipped:
         ],
     )
     def test_mi355x_is_the_launch_of_the_competition(self, at: Point, prefill: int) -> None:
-        """Word by word, but for the loopback host; long prompts above CONC 32 get a smaller prefill."""
+        """Word by word, but for the host; 8192/1024 above CONC 32 has smaller prefills."""
         launch = launch_of("mi355x", at)
         assert launch.argv == tuple(word.format(P=prefill) for word in MI355X)
         assert launch.environment == (("SGLANG_USE_AITER", "1"),)
@@ -106,7 +106,7 @@ class TestShipped:
         ]
 
     def test_mtp_is_mi355x_and_more(self) -> None:
-        """Its arguments follow those that it extends, rules included; the launch has no doubles."""
+        """Its arguments follow those that it extends, and none stands there twice."""
         at = point(8192, 1024, 64)
         plain, mtp = launch_of("mi355x", at), launch_of("mi355x-mtp", at)
         assert mtp.argv == (
@@ -124,7 +124,7 @@ class TestShipped:
         assert served[1][0].changes_from(served[0][0]) == "scheduler-recv-interval 10 -> 30"
 
     def test_cpu_needs_a_model(self) -> None:
-        """Nobody knows what fits into this machine; with a model it is one rank on the CPU."""
+        """It has none of its own; with a model it is one rank on the CPU."""
         with pytest.raises(RecipeError, match=r"recipe cpu .*--model"):
             launch_of("cpu")
         launch = launch_of("cpu", model="/models/tiny")
@@ -216,7 +216,7 @@ class TestOwn:
         )  # fmt: skip
 
     def test_values_are_written_as_sglang_reads_them(self, tmp_path: Path) -> None:
-        """A flag, what is left out, numbers, a text, and a list whose words stand by themselves."""
+        """A flag, one left out, numbers, a text, and a list of separate words."""
         text = """[arguments]
             flag = true
             absent = false
@@ -245,7 +245,7 @@ class TestOwn:
         assert changed == [point(8, 4, 5), point(8, 4, 15)]
 
     def test_a_later_rule_wins(self, tmp_path: Path) -> None:
-        """Rules go before [arguments] and [environment]; each may leave out what stood before."""
+        """[[when]] overrides [arguments] and [environment], and may leave one out."""
         text = """environment = { A = 1, B = 1 }
             arguments = { x = 1, y = 1 }
             when = [
@@ -257,7 +257,7 @@ class TestOwn:
         assert launch.environment == (("A", "2"),)
 
     def test_a_shipped_one_is_extended_by_name(self, tmp_path: Path) -> None:
-        """Everything is inherited but the GPUs, which would make the choice ambiguous; false leaves out."""
+        """All is inherited but GPUs and summary; false leaves an argument out."""
         text = """extends = "mi355x"
             tp = 4
             [arguments]
@@ -294,7 +294,7 @@ class TestOwn:
         assert "--chunked-prefill-size=32768" in launch_of(full, point(8192, 1024, 64)).argv
 
     def test_typed_arguments_extend_it(self) -> None:
-        """In the recipe's place where it has the argument, else behind; of one name, the last counts."""
+        """In place of the recipe's, else behind; the last one of a name counts."""
         typed = tuple(map(parse_server_arg, ("trust-remote-code=x", "new=1", "new=2", "host=0.0.0.0")))
         launch = launch_of(
             "hopper", arguments=typed, environment=(("B", "1"), ("A", "2"), ("B", "3")), model="m", port=1, tp=2
@@ -320,7 +320,7 @@ class TestOwn:
 
 
 class TestRefused:
-    """What no recipe can mean is an error that names the file, the key, what was found and what was expected."""
+    """An error names the file, the key, what was found and what was expected."""
 
     @pytest.mark.parametrize(
         ("text", "key", "found", "expected"),
