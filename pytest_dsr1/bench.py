@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate, warm_up_imports
 from pytest_dsr1.accuracy.documents import AccuracyError, AccuracyTask, task_for
@@ -56,14 +56,8 @@ class NoProgress:
         return nullcontext(lambda progress: None)
 
 
-class Listener(Protocol):
-    """Who is told when a load begins and ends."""
-
-    def load_started(self, point: Point, served: Served) -> None:
-        """Directly before the requests of a point are sent."""
-
-    def load_ended(self, point: Point, served: Served) -> Mapping[str, object]:
-        """Directly after the last response; returns what is to stand in the result under `extra`."""
+#: Entered while a load runs; what is in the mapping at the end stands in the result under `extra`.
+AroundLoad: TypeAlias = Callable[[Point, Served], AbstractContextManager[Mapping[str, object]]]
 
 
 def prompt_plan(
@@ -104,7 +98,7 @@ class Bench:
     served: Served
     folder_of: Callable[[Point], Path]
     progress: Progress
-    listener: Listener
+    around_load: AroundLoad
     checks: Iterable[Check] = ()
     lost: str = ""
     _visits: dict[Point, Visit] = field(default_factory=dict)
@@ -219,10 +213,8 @@ class Visit:
         plan, vocab = bench.prompts
         prompts = plan.at(point)
         bench.server.flush_cache()
-        with bench.progress.load(point) as report:
-            bench.listener.load_started(point, self.before)
+        with bench.progress.load(point) as report, bench.around_load(point, self.before) as extra:
             run = run_point(self.before.url, self.before.model, point, prompts, bench.config.limits, on_progress=report)
-            extra = bench.listener.load_ended(point, self.before)
         samples_file = self._keep_samples(run)
         changes = self._changes_since_begin(run)
         return LoadRecord(

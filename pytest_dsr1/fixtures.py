@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -49,25 +51,17 @@ def dsr1_session(pytestconfig: pytest.Config) -> Session:
 @pytest.fixture(scope="session")
 def dsr1_server(dsr1_session: Session, request: pytest.FixtureRequest) -> Served:
     """The server of the session; override it in the conftest.py of the rootdir to bring one of your own."""
-    from pytest_dsr1.servers import ServerError
-
-    try:
+    with ending_sweep(request):
         return dsr1_session.serve()
-    except ServerError as error:
-        end_sweep(request, str(error))
 
 
 @pytest.fixture(scope="session")
 def dsr1_bench(dsr1_session: Session, dsr1_server: Served, request: pytest.FixtureRequest) -> Bench:
     """The session's measurements on the session's server."""
-    from pytest_dsr1.servers import ServerError
-
     config = request.config
     checks = [check for checks in config.hook.pytest_dsr1_checks(config=config) for check in checks]
-    try:
-        bench = dsr1_session.bench(dsr1_server, HookListener(config), checks)
-    except ServerError as error:
-        end_sweep(request, str(error))
+    with ending_sweep(request):
+        bench = dsr1_session.bench(dsr1_server, partial(_around_load, config), checks)
     bench.prepare()
     return bench
 
@@ -132,12 +126,8 @@ class Measurements:
 
     def load(self) -> LoadRecord:
         """Measure the test's point under load."""
-        from pytest_dsr1.servers import ServerError
-
-        try:
+        with ending_sweep(self._request):
             return self._visit(None, None, None).load()
-        except ServerError as error:
-            end_sweep(self._request, str(error))
 
     def record(self, _: LoadRecord) -> Result:
         """Write the result of the test's point, then JUnit properties and a row of pytest-benchmark."""
@@ -145,13 +135,9 @@ class Measurements:
 
     def measure_load(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
         """Measure a point under load, and write its result."""
-        from pytest_dsr1.servers import ServerError
-
         visit = self._visit(isl, osl, conc)
-        try:
+        with ending_sweep(self._request):
             visit.load()
-        except ServerError as error:
-            end_sweep(self._request, str(error))
         return self._record(visit)
 
     def _record(self, visit: Visit) -> Result:
@@ -164,14 +150,11 @@ class Measurements:
 
     def _visit(self, isl: int | None, osl: int | None, conc: int | None) -> Visit:
         from pytest_dsr1.collection import name_of
-        from pytest_dsr1.servers import ServerError
 
         point = self._point(isl, osl, conc)
         self._session.join(self._request.node.nodeid, point, name_of(self._request.node))
-        try:
+        with ending_sweep(self._request):
             return self._bench.visit(point)
-        except ServerError as error:
-            end_sweep(self._request, str(error))
 
     def _point(self, isl: int | None, osl: int | None, conc: int | None) -> Point:
         from pytest_dsr1.collection import HINT
@@ -192,35 +175,39 @@ class Measurements:
         return Point(scenario, conc or (given.conc if given is not None else config.concurrencies[0]))
 
     def _require_server(self) -> None:
-        if self._bench.lost:
-            end_sweep(self._request, self._bench.lost)
+        from pytest_dsr1.servers import ServerError
+
+        with ending_sweep(self._request):
+            if self._bench.lost:
+                raise ServerError(self._bench.lost)
 
 
-def end_sweep(request: pytest.FixtureRequest, lost: str) -> NoReturn:
-    """Fail the test because its server is gone, and end the session after it.
+@contextmanager
+def ending_sweep(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where the server is gone, fail the test and end the session after it.
 
     What is finished is kept, and nothing else is begun.
     """
     from pytest_dsr1.collection import ServerLost
     from pytest_dsr1.core.text import first_line
+    from pytest_dsr1.servers import ServerError
 
-    request.session.shouldstop = f"dsr1: {first_line(lost)}"
-    # Without the error that it is made of, which pytest would show a second time.
-    raise ServerLost(lost, pytrace=False) from None
+    try:
+        yield
+    except ServerError as error:
+        request.session.shouldstop = f"dsr1: {first_line(str(error))}"
+        # Without the error that it is made of, which pytest would show a second time.
+        raise ServerLost(str(error), pytrace=False) from None
 
 
-class HookListener:
-    """Tells the hooks when a load begins and ends; see `bench.Listener`."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-
-    def load_started(self, point: Point, served: Served) -> None:
-        self._config.hook.pytest_dsr1_load_started(config=self._config, point=point, served=served)
-
-    def load_ended(self, point: Point, served: Served) -> Mapping[str, object]:
-        said = self._config.hook.pytest_dsr1_load_ended(config=self._config, point=point, served=served)
-        return {name: value for one in said if one for name, value in one.items()}
+@contextmanager
+def _around_load(config: pytest.Config, point: Point, served: Served) -> Iterator[dict[str, object]]:
+    """Tells the hooks when a load begins and ends, and collects what they add to the result."""
+    extra: dict[str, object] = {}
+    config.hook.pytest_dsr1_load_started(config=config, point=point, served=served)
+    yield extra
+    for said in config.hook.pytest_dsr1_load_ended(config=config, point=point, served=served):
+        extra |= said
 
 
 class ReplayClock:

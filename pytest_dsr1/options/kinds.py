@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from pytest_dsr1.core.config import Engine, Mode, Scenario
-
-# Modules of the plugin are imported within the functions: the table of options is read in every pytest session of
-# every project, the functions run only in a sweep.
+# Modules of the plugin are imported when an option is read: the table of options is made in every pytest session of
+# every project.
 
 
 class NotAcceptedError(ValueError):
@@ -55,25 +53,9 @@ def concurrencies(text: str) -> tuple[int, ...]:
     return values
 
 
-def scenarios(text: str) -> tuple[Scenario, ...]:
-    """ISL/OSL pairs, separated by commas, each once; or `all`."""
-    from pytest_dsr1.core.config import scenarios_of
-
-    return scenarios_of(text)
-
-
-def mode(text: str) -> Mode:
-    """acc, perf or submit."""
-    from pytest_dsr1.core.config import Mode
-
-    return Mode(text)
-
-
-def engine(text: str) -> Engine:
-    """auto, sglang or reference."""
-    from pytest_dsr1.core.config import Engine
-
-    return Engine(text)
+def of_core(name: str) -> Callable[[str], Any]:
+    """A reader of that name in `core.config`."""
+    return lambda text: getattr(import_module("pytest_dsr1.core.config"), name)(text)
 
 
 def gate_or_off(text: str) -> bool:
@@ -128,26 +110,17 @@ def recipe(text: str) -> str:
     return str(absolute_path(text)) if "/" in text or text.endswith(".toml") else filled(text)
 
 
-def server_arg(text: str) -> str:
-    """An argument of SGLang, NAME[=VALUE]."""
-    from pytest_dsr1.servers.launch import parse_server_arg
+def of_launch(name: str) -> Callable[[str], str]:
+    """A reader that keeps the text which a function of that name in `servers.launch` can read."""
 
-    return _readable(text, parse_server_arg)
+    def parse(text: str) -> str:
+        try:
+            getattr(import_module("pytest_dsr1.servers.launch"), name)(text)
+        except ValueError as error:
+            raise NotAcceptedError(str(error)) from None
+        return text
 
-
-def server_env(text: str) -> str:
-    """An environment variable of SGLang, NAME=VALUE."""
-    from pytest_dsr1.servers.launch import parse_server_env
-
-    return _readable(text, parse_server_env)
-
-
-def _readable(text: str, read: Callable[[str], object]) -> str:
-    try:
-        read(text)
-    except ValueError as error:
-        raise NotAcceptedError(str(error)) from None
-    return text
+    return parse
 
 
 class Kind(NamedTuple):
@@ -172,10 +145,12 @@ SECONDS = Kind(seconds, "a number of seconds above 0", "SECONDS")
 RANGE_RATIO = Kind(range_ratio, "a number above 0 and at most 1", "R")
 CONCURRENCIES = Kind(concurrencies, "whole numbers from 1, each once, separated by commas", "LIST")
 SCENARIOS = Kind(
-    scenarios, "ISL/OSL pairs of whole numbers from 1, each once, separated by commas, or all", "ISL/OSL[,...]"
+    of_core("scenarios_of"),
+    "ISL/OSL pairs of whole numbers from 1, each once, separated by commas, or all",
+    "ISL/OSL[,...]",
 )
-MODE = Kind(mode, "acc, perf or submit", "MODE")
-ENGINE = Kind(engine, "auto, sglang or reference", "ENGINE")
+MODE = Kind(of_core("Mode"), "acc, perf or submit", "MODE")
+ENGINE = Kind(of_core("Engine"), "auto, sglang or reference", "ENGINE")
 GATE = Kind(gate_or_off, "gate or off", "gate|off")
 TEAM = Kind(team, "a team name on one line", "NAME")
 ADDRESS = Kind(address, "http(s)://HOST[:PORT][/PATH], without user, query or fragment", "URL")
@@ -183,8 +158,8 @@ SERVER_URL = Kind(server_url, "http(s)://HOST[:PORT], without user, query or fra
 MODEL = Kind(filled, "a model's name or folder", "NAME|PATH")
 TOKENIZER = Kind(filled, "a folder or a hub name", "NAME|PATH")
 RECIPE = Kind(recipe, "the name of a recipe or the path of one", "NAME|PATH")
-SERVER_ARG = Kind(server_arg, "an argument of SGLang", "NAME[=VALUE]")
-SERVER_ENV = Kind(server_env, "a variable", "NAME=VALUE")
+SERVER_ARG = Kind(of_launch("parse_server_arg"), "an argument of SGLang", "NAME[=VALUE]")
+SERVER_ENV = Kind(of_launch("parse_server_env"), "a variable", "NAME=VALUE")
 PATH = Kind(absolute_path, "a path", "PATH")
 FOLDER = Kind(path, "a path", "DIR")
 BATCH = Kind(path, "a batch folder", "DIR")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pytest
 
-from pytest_dsr1.bench import Bench, Listener
+from pytest_dsr1.bench import AroundLoad, Bench
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.server import Served
@@ -26,7 +26,7 @@ class Session(Protocol):
         :raises ServerError: It does not.
         """
 
-    def bench(self, served: Served, listener: Listener, checks: Sequence[Check]) -> Bench:
+    def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
         """The measurements on a server.
 
         :raises ServerError: It cannot be measured.

@@ -19,7 +19,7 @@ from pytest_dsr1 import preflight, pytest_internals
 from pytest_dsr1.batch import read_result
 from pytest_dsr1.batch.batches import Batches
 from pytest_dsr1.batch.journal import Journal, JournalError
-from pytest_dsr1.bench import Bench, Listener, Progress
+from pytest_dsr1.bench import AroundLoad, Bench, Progress
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, SweepConfig
 from pytest_dsr1.core.evidence import Check
@@ -148,11 +148,11 @@ class Sweep:
         assert self.pool is not None, "the session has no server"
         return self.pool.serve(self.first_point)
 
-    def bench(self, served: Served, listener: Listener, checks: Sequence[Check]) -> Bench:
+    def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
         if self.pool is None:
             self.pool = self._choose(preflight.with_server(self.config, served, "the fixture dsr1_server"))
             served = self.serve()
-        return Bench(self.config, self.pool, served, self.batches.folder_of, self._live, listener, checks)
+        return Bench(self.config, self.pool, served, self.batches.folder_of, self._live, around_load, checks)
 
     def join(self, nodeid: str, point: Point, test: str) -> None:
         if test not in self.ledger.tests_of(point):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pytest_dsr1.bench import Bench, Listener, NoProgress
+from pytest_dsr1.bench import AroundLoad, Bench, NoProgress
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.evidence import Check
@@ -148,9 +148,9 @@ class Worker:
             raise ServerError(self._order.lost)
         return self._order.served
 
-    def bench(self, served: Served, listener: Listener, checks: Sequence[Check]) -> Bench:
+    def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
         server = BoundServer(served, flush=self._config.flush_cache)
-        return Bench(self._config, server, served, self._folder_of, NoProgress(), listener, checks)
+        return Bench(self._config, server, served, self._folder_of, NoProgress(), around_load, checks)
 
     def join(self, nodeid: str, point: Point, test: str) -> None:
         if point not in self._config.points:
