@@ -1,9 +1,10 @@
-"""What the embedded engine's model costs: decode steps, prefills, and a whole sweep made of them.
+"""CPU time of the embedded engine's model: decode steps, prefills, a whole sweep.
 
     python benchmarks/engine.py [HF_FOLDER]
 
-CPU time of the thread, so that other work on the machine shows only where it takes caches and memory bandwidth: the
-median of many steps, and the best. The server's own work (some 20 us a token, most of it the kernel's) is not in it.
+Measures the CPU time of the thread, so that other work on the machine matters only through caches and memory bandwidth.
+Prints the median of many steps, and the best. The server's own work (about 20 us per token, mostly the kernel's) is not
+included.
 """
 # ruff: noqa: E402 - BLAS must know of its one thread, and a checkout's package be found, before the imports
 
@@ -41,7 +42,7 @@ class Bench:
         return self.random.integers(0, self.model.config.vocab_size, count)
 
     def prefill(self, cache: LatentCache, first: int, prompts: int) -> float:
-        """CPU milliseconds of one pass over `prompts` prompts, into the slots from `first`."""
+        """CPU milliseconds of one pass over `prompts` prompts, in the slots from `first`."""
         chunks = [Chunk(first + index, ISL, 1) for index in range(prompts)]
         ids = self.ids(ISL * prompts)
         start = time.thread_time()
@@ -49,7 +50,7 @@ class Bench:
         return (time.thread_time() - start) * 1e3
 
     def point(self, conc: int) -> tuple[list[float], float]:
-        """CPU milliseconds of each decode step of `conc` sequences, from first to last, and of a prompt's prefill."""
+        """CPU milliseconds of each decode step of `conc` sequences, and of one prefill."""
         cache = self.model.new_cache(conc, ISL + OSL)
         together = min(conc, PREFILL_TOKENS // ISL)
         per_prompt = statistics.median(self.prefill(cache, first, together) for first in range(0, conc, together))

@@ -1,13 +1,13 @@
-"""How exact the load generator is, and what it costs, beside the least that a Python client can do.
+"""Errors and CPU cost of the load generator, compared with a minimal client.
 
     python benchmarks/load.py
 
-A scripted server knows when it received each request and sent each token, on the clock that its clients read. Two
-clients take turns on it, A B A B: ours, and a bare protocol on uvloop that does nothing but stamp its reads. The
-table gives what their figures differ from the server's by, and their CPU time per token.
+A scripted server records when it received each request and sent each token, on the clock that its clients read. Two
+clients take turns, A B A B: the load generator, and a bare protocol on uvloop that only takes the time of each read.
+The table has the differences between the client's and the server's figures, and the client's CPU time per token.
 
-The server has core 0 and SCHED_FIFO 50, the client core 1 and SCHED_FIFO 20, so that neither waits for anything else.
-Where the right to that is missing, the table says so.
+The server runs on core 0 with SCHED_FIFO 50, the client on core 1 with SCHED_FIFO 20, so that neither waits for another
+process. The table says so if the permission for this is missing.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ SERVER_PRIORITY, CLIENT_PRIORITY = 50, 20
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request, as a client or the server saw it: sent or received, then its events, in ns."""
+    """Times of one request at the client or the server: its start and events, in ns."""
 
     began_ns: int
     event_ns: npt.NDArray[np.int64]
 
 
 def prompts_for(conc: int) -> tuple[Point, PointPrompts]:
-    """The prompts that both clients send."""
+    """A point and the prompts that both clients send."""
     config = SweepConfig(
         scenarios=(Scenario(ISL, OSL),), concurrencies=(conc,), num_prompts=WAVES * conc, prompt_seed=SEED
     )
@@ -68,16 +68,16 @@ def prompts_for(conc: int) -> tuple[Point, PointPrompts]:
     return point, plan_prompts(config, VOCAB_SIZE).at(point)
 
 
-# The clients, each in a process of its own: what they print, by the index of the request.
+# The clients. Each runs in a process of its own and prints what it measured, by the index of the request.
 
 
 def run_ours(url: str, conc: int) -> dict[str, Any]:
-    """Our load generator, as its users run it."""
+    """The load generator, run through pytest as users run it."""
     asked = {"isl": ISL, "osl": OSL, "conc": conc, "num-prompts": WAVES * conc, "server-url": url}
     asked |= {"accuracy": "off", "prompt-seed": SEED}
     with tempfile.TemporaryDirectory() as reports:
         options = [f"--{name}={value}" for name, value in (asked | {"reports-dir": reports}).items()]
-        # What it prints is not ours to print; how it exits is not the question here, what it measured is.
+        # Neither its output nor its exit status matters here, only the samples.
         done = subprocess.run([sys.executable, "-m", "pytest", "-q", *options], cwd=ROOT, stdout=subprocess.PIPE)
         files = list(Path(reports).glob("batch_*/samples_*.npz"))
         if len(files) != 1:
@@ -86,13 +86,13 @@ def run_ours(url: str, conc: int) -> dict[str, Any]:
 
 
 def run_direct(url: str, conc: int) -> dict[str, Any]:
-    """Our load generator without pytest around it."""
+    """The load generator without pytest."""
     point, prompts = prompts_for(conc)
     return seen_in(run_point(url, "scripted", point, prompts, LoadLimits()))
 
 
 def seen_in(run: LoadRun) -> dict[str, Any]:
-    """What a client prints, of a valid run."""
+    """What a client prints; ends the process if the run is not valid."""
     bad = [sample.detail for sample in run.samples if not sample.ok]
     if bad or run.aborted or len(run.samples) != run.num_prompts:
         raise SystemExit(f"not a valid run: {run.aborted or bad}")
@@ -101,7 +101,7 @@ def seen_in(run: LoadRun) -> dict[str, Any]:
 
 
 class Bare(asyncio.Protocol):
-    """The least that a client can do: write, stamp, write again."""
+    """A minimal client: writes, takes the time of each read, writes again."""
 
     def __init__(self, phase: BarePhase) -> None:
         self.phase = phase
@@ -128,7 +128,7 @@ class Bare(asyncio.Protocol):
 
 
 class BarePhase:
-    """Requests to be sent by bare clients, and what they saw."""
+    """Requests to be sent by bare clients, and what they recorded."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.queue = enumerate([b"".join(request.buffers) for request in requests])
@@ -185,7 +185,7 @@ CLIENTS = {"bound": run_bound, "ours": run_ours, "direct": run_direct}
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """A client's figures minus the server's, in µs, and its CPU time per token, in µs."""
+    """A client's figures minus the server's, and its CPU time per token, in µs."""
 
     ttft_us: npt.NDArray[np.float64]
     itl_us: npt.NDArray[np.float64]
@@ -220,7 +220,7 @@ def measure(client: str, conc: int) -> Errors:
 
 
 def row(name: str, conc: int, errors: Errors) -> dict[str, Any]:
-    """The figures of one turn; sizes of errors, whatever their sign."""
+    """The figures of one turn: percentiles of the absolute errors."""
     figures: dict[str, Any] = {"client": name, "streams": conc}
     for what in ("ttft", "itl", "e2e"):
         values = np.abs(getattr(errors, f"{what}_us"))
@@ -246,7 +246,7 @@ def compare(streams: Sequence[int], turns: int, ours: str) -> None:
                 if not header:
                     header = list(found)
                     if not errors.real_time:
-                        print("No right to real-time priority: both sides share their cores with everything else.")
+                        print("No permission for real-time priority: other processes share the cores of both sides.")
                     print(line(header), line(["---"] * len(header)), sep="\n")
                 print(line(list(found.values())), flush=True)
                 rows[name].append(found)
@@ -256,7 +256,7 @@ def compare(streams: Sequence[int], turns: int, ours: str) -> None:
 
 
 def claim_core() -> bool:
-    """The client's core and priority, where we may."""
+    """Take the client's core and priority; False if that is not permitted."""
     try:
         os.sched_setaffinity(0, {CLIENT_CPU})
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(CLIENT_PRIORITY))
@@ -269,7 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[16, 64], help="Concurrencies to compare at")
     parser.add_argument("--turns", type=int, default=3, help="Turns of each client at each of them")
-    parser.add_argument("--direct", action="store_true", help="Without pytest around our load generator")
+    parser.add_argument("--direct", action="store_true", help="Run the load generator without pytest")
     parser.add_argument("--client", choices=CLIENTS, help="Be a client (used by the comparison itself)")
     parser.add_argument("--url", help="Server to be a client of")
     parser.add_argument("--conc", type=int, help="Streams to be a client with")

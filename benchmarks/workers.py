@@ -1,10 +1,10 @@
-"""How much sooner a sweep ends on two servers than on one: wall clock of whole commands, in turn.
+"""Wall clock of a sweep on two servers compared with one server.
 
     python benchmarks/workers.py [--turns 3]
 
-Two scripted servers with known token times stand for two machines: each takes as long for a request as the script
-says, however busy the other is. The same sweep runs on one of them alone (A) and on both with `-n 2` (B), A B A B …
-Of five concurrencies one worker gets three, so 0.6 is the bound; what is printed is B / A of each turn, and the median.
+Two scripted servers with fixed token times stand for two machines: the time of a request does not depend on the load of
+the other server. The same sweep runs on one server (A) and on both with `-n 2` (B), in turns A B A B. One worker gets
+three of the five concurrencies, so the best possible ratio is 0.6. Prints B / A of each turn, and the median.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def result_fields(conc: int = 4, **changed: Any) -> dict[str, Any]:
 
 
 def finished_batch(reports: Path, url: str, concs: Sequence[int] = (4,), team: str = "Team", **changed: Any) -> Journal:
-    """A batch of mode submit whose points all passed and of which nothing was sent."""
+    """A batch of mode submit: all points passed, nothing was sent."""
     options = {"--isl": "1024", "--osl": "1024", "--submit-team": team, "--leaderboard-url": url}
     journal = Journal.create(reports, SCENARIO, Mode.SUBMIT, options)
     journal.select(dict.fromkeys(concs, ("test_accuracy", "test_perf")))

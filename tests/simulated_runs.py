@@ -1,4 +1,4 @@
-"""Load runs that nobody had to measure: a closed loop played with given times, and the result file made of it."""
+"""Simulated load runs: a closed loop with given times, and the result file of it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def closed_loop(
     idle_ms: float = 0.25,
     isl: int = 8,
 ) -> LoadRun:
-    """CONC slots, each sending its next request `idle_ms` after its last response; times are functions of the index."""
+    """CONC slots; each sends its next request `idle_ms` after its last response. Times are functions of the index."""
     free_ms = [0.0] * concurrency
     samples = []
     for index in range(num_prompts):

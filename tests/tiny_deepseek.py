@@ -1,7 +1,7 @@
-"""A tiny DeepSeek-V3 with random weights, and its forward pass once more: plain, slow, in float64, from the papers.
+"""A tiny DeepSeek-V3 with random weights, and a plain float64 forward pass.
 
-The second reading keeps nothing of the engine's own ways: keys and values of every head are made and compared, tokens
-go through their experts one by one, the softmax takes its maximum off. Where the two agree, the engine's are right.
+The forward pass follows the papers and shares nothing with the engine's. It computes keys and values of every head,
+sends tokens through their experts one by one, and subtracts the maximum in softmax. The engine must agree with it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Tiny:
 
 
 def make(seed: int = 0, *, vocab: int = 260, layers: int = 3, context: int = 16384) -> Tiny:
-    """Random weights of the architecture's every part: groups, a dense layer first, norms away from 1, a bias."""
+    """Random weights of every part: groups, a dense layer, norms other than 1, a bias."""
     config = {
         "model_type": "deepseek_v3",
         "hidden_act": "silu",
@@ -182,7 +182,7 @@ def plain_logprobs(tiny: Tiny, ids: list[int]) -> Floats:
 
 
 def plain_route(scores: npt.ArrayLike, bias: npt.ArrayLike, config: dict[str, Any]) -> list[tuple[int, float]]:
-    """One token's experts and their shares: group by the sum of its two best, then experts, by biased score."""
+    """One token's experts and shares: first groups, then experts, by biased score."""
     scores = np.asarray(scores, np.float64)
     biased = scores + np.asarray(bias, np.float64)
     size = len(scores) // config["n_group"]

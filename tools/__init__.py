@@ -1,1 +1,1 @@
-"""Scripts that make and measure what the package carries; run as modules from the checkout's root."""
+"""Scripts that make and measure packaged data; run as modules from the root."""

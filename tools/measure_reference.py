@@ -1,4 +1,6 @@
-"""Measures the embedded model on the held-out documents: perplexity, what rounding does to it, n-grams for comparison.
+"""Measures the embedded model on the held-out documents.
+
+Prints its perplexity, the effect of rounding its weights, and n-grams for comparison.
 
 python -m tools.measure_reference                # a minute: the grammar's entropy, the model, its rounded copies
 python -m tools.measure_reference --ngrams       # some minutes: interpolated n-grams of 1 to 6 tokens, too
@@ -77,7 +79,9 @@ def model_nats(folder: Path, documents: Iterable[Document], bpe: Tokenizer) -> f
 
 
 class KneserNey:
-    """Interpolated Kneser-Ney n-grams of tokens, of every order up to LONGEST, one discount for each (Chen & Goodman).
+    """Interpolated Kneser-Ney n-grams of every order up to LONGEST.
+
+    One discount per order (Chen & Goodman).
 
     An n-gram is one integer, its first token the highest digit.
     """

@@ -1,4 +1,4 @@
-"""Measures a Hugging Face model on the accuracy task without any server, and writes the baseline to judge one by.
+"""Measures a Hugging Face model's accuracy without a server and writes a baseline.
 
 python -m tools.measure_transformers FOLDER --data ROWS --limit 3 --output FILE [--torch-python PYTHON]
 
@@ -45,7 +45,7 @@ class Scored:
 
 
 def windows(task: AccuracyTask, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
-    """(context, scored tokens) of each request that a sweep sends for `task`, document by document."""
+    """(context, scored tokens) of each request that a sweep sends for `task`."""
     for document in task.documents:
         yield from rolling_windows(document.text, tokenizer, task.max_length)
 

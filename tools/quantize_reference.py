@@ -1,4 +1,4 @@
-"""Copies a model folder with its weights rounded to fewer bits: what an accuracy gate should pass, and should refuse.
+"""Copies a model folder with weights rounded to fewer bits, to test a gate.
 
     python -m tools.quantize_reference int8 pytest_dsr1/reference/weights /tmp/int8
 
@@ -26,13 +26,13 @@ def _rounded(values: Array, scale: Array | float) -> Array:
 
 
 def int8_per_channel(matrices: Mapping[str, Array]) -> dict[str, Array]:
-    """Each output channel to -127..127 of its own scale: the customary careful rounding."""
+    """Each output channel to -127..127 with its own scale: the usual careful rounding."""
     scales = {name: np.abs(values).max(1, keepdims=True) / 127 for name, values in matrices.items()}
     return {name: _rounded(values, scales[name]) for name, values in matrices.items()}
 
 
 def int4_global(matrices: Mapping[str, Array]) -> dict[str, Array]:
-    """All matrices to -7..7 of one scale, set by the largest weight of all: a rounding that ruins a model."""
+    """All matrices to -7..7 with one scale, set by the largest weight: ruins a model."""
     scale = max(float(np.abs(values).max()) for values in matrices.values()) / 7
     return {name: _rounded(values, scale) for name, values in matrices.items()}
 
@@ -55,7 +55,9 @@ def narrowed(values: Array) -> bytes:
 
 
 def quantised_copy(source: Path, target: Path, scheme: str) -> Path:
-    """Writes a copy of a model folder whose linear layers are rounded; embedding, head, router and norms stay.
+    """Writes a copy of a model folder with rounded linear layers.
+
+    Embedding, head, router and norms stay as they are.
 
     :param scheme: A key of SCHEMES.
     :returns: The target.

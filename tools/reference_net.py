@@ -116,7 +116,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def initial(config: Config, device: str, seed: int = 0) -> Weights:
-    """Random weights: norms 1, correction biases 0, matrices normal with the variance of 1 / inputs."""
+    """Random weights: norms 1, correction biases 0, matrices of variance 1 / inputs."""
     source = torch.Generator().manual_seed(seed)
     weights: Weights = {}
     for name, shape in shapes(config).items():
@@ -170,7 +170,7 @@ def _attention(x: Tensor, weights: Weights, at: str, cos: Tensor, sin: Tensor, c
 
 
 def _choose(x: Tensor, weights: Weights, at: str, config: Config) -> Tensor:
-    """Weight of every expert for every token, 0 where not chosen. shape (tokens, experts)."""
+    """Weight of every expert for every token, 0 if not chosen. shape (tokens, experts)"""
     experts, groups = config["n_routed_experts"], config["n_group"]
     with torch.autocast(x.device.type, enabled=False):
         scores = F.linear(x.float(), weights[f"{at}.gate.weight"].float()).sigmoid()
@@ -184,7 +184,7 @@ def _choose(x: Tensor, weights: Weights, at: str, config: Config) -> Tensor:
 
 
 def _experts(x: Tensor, weights: Weights, at: str, config: Config) -> tuple[Tensor, Tensor]:
-    """Routed and shared experts of x, shape (tokens, hidden), and how many tokens chose each routed one."""
+    """The experts' output for x, shape (tokens, hidden), and tokens per routed expert."""
     share = _choose(x, weights, at, config)
     routed, shared = f"{at}.experts", f"{at}.shared_experts"
     gate = torch.cat((weights[f"{routed}.gate_proj"].flatten(0, 1), weights[f"{shared}.gate_proj.weight"]))
@@ -222,7 +222,10 @@ def forward(weights: Weights, ids: Tensor, turns: tuple[Tensor, Tensor], config:
 
 
 def store(weights: Weights, folder: Path, config: Config) -> None:
-    """Writes config.json, generation_config.json and model.safetensors in bfloat16, one tensor for each expert."""
+    """Writes config.json, generation_config.json and model.safetensors in bfloat16.
+
+    Each expert has tensors of its own.
+    """
     flat: Weights = {}
     for name, weight in weights.items():
         if ".experts." in name:

@@ -1,4 +1,4 @@
-"""Trains the embedded model and writes its folder: tokenizer, configuration, weights in bfloat16.
+"""Trains the embedded model; writes tokenizer, configuration and bfloat16 weights.
 
     python -m tools.train_reference --out pytest_dsr1/reference/weights                   # minutes on a GPU
     python -m tools.train_reference --out pytest_dsr1/reference/weights --device cpu      # under an hour on two cores
@@ -59,7 +59,10 @@ WINDOW: Final = 1024
 
 
 def make_tokenizer(texts: Iterator[str]) -> Tokenizer:
-    """Trains a byte-level BPE in which digits stay single. Ids 0, 1, 2: padding, begin, end; it adds none by itself."""
+    """Trains a byte-level BPE in which each digit is a token.
+
+    The ids 0, 1, 2 are padding, begin and end; the tokenizer does not add them.
+    """
     bpe = Tokenizer(models.BPE())
     # A BOS of id 0 would be taken for a missing one by clients that write `bos or eos`: padding comes first.
     special = ["<|pad|>", "<|begin|>", "<|end|>"]
@@ -78,7 +81,7 @@ def make_tokenizer(texts: Iterator[str]) -> Tokenizer:
 
 
 def store_tokenizer(bpe: Tokenizer, folder: Path) -> None:
-    """Writes tokenizer.json and the tokenizer_config.json with which transformers loads it."""
+    """Writes tokenizer.json, and tokenizer_config.json for transformers."""
     folder.mkdir(parents=True, exist_ok=True)
     bpe.save(str(folder / "tokenizer.json"))
     settings = {
@@ -95,7 +98,10 @@ def store_tokenizer(bpe: Tokenizer, folder: Path) -> None:
 
 
 def tokenised(tokenizer: Path, seed: int, count: int) -> npt.NDArray[np.uint16]:
-    """Windows of WINDOW + 1 tokens, each from the beginning of a document on. shape (windows, WINDOW + 1)."""
+    """Windows of WINDOW + 1 tokens, each from the beginning of a document.
+
+    :return: shape (windows, WINDOW + 1)
+    """
     bpe = Tokenizer.from_file(str(tokenizer))
     windows: list[list[int]] = []
     row: list[int] = []
@@ -134,7 +140,9 @@ def heldout_bits(weights: Weights, documents: list[Document], bpe: Tokenizer, co
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly, by five Newton-Schulz steps (Jordan et al. 2024, Muon).
+    """Approximately nearest semi-orthogonal matrices, by five Newton-Schulz steps.
+
+    Jordan et al. 2024, Muon.
 
     :param matrices: Shape (count, rows, columns).
     """
@@ -149,7 +157,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Optimiser:
-    """Muon for the matrices between hidden states, AdamW for embedding, head, router and norms."""
+    """Muon for matrices between hidden states, AdamW for all other parameters."""
 
     MUON_RATE, ADAM_RATE, MOMENTUM, DECAY = 0.02, 4e-3, 0.95, 0.02
 
@@ -169,7 +177,7 @@ class Optimiser:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch has no types where it is not installed
     def step(self, factor: float) -> None:
-        """Takes one step at that share of the full learning rates, and clears the gradients."""
+        """Takes one step at this share of the learning rates, and clears the gradients."""
         for group in self._adam.param_groups:
             group["lr"] = self.ADAM_RATE * factor
         self._adam.step()

@@ -1,4 +1,4 @@
-"""Scores token windows with transformers: one JSON object on standard input, one on standard output.
+"""Scores token windows with transformers: JSON on standard input and output.
 
 For any Python that has torch and transformers, run as a file; nothing of this project is imported. In:
 {"folder": …, "dtype": "auto" | "float32" | "bfloat16", "windows": [[context, scored], …]}, lists of token ids. Out:

@@ -107,7 +107,7 @@ def find_vocab_size(option: int | None, served: Served, tokenizer: Tokenizer | N
         if (size := _vocab_size_of(name, tried)) is not None:
             return size
     raise VocabularyError(
-        f"the vocabulary size of {served.model} at {served.url} is not known: {'; '.join(tried) or 'no file has it'}. "
+        f"the vocabulary of {served.model} at {served.url} is not known: {'; '.join(tried) or 'no file has it'}. "
         "Set it with --vocab-size N, or name the model's tokenizer with --tokenizer NAME|PATH"
     )
 

@@ -1,4 +1,4 @@
-"""The published B200 table: its rows, and the comparison of a result with one of them.
+"""The published B200 table, and the comparison of a result with one of its rows.
 
 Leaderboards expect a comparison with the figures as they were published, so no figure is corrected here. What is wrong
 with a row is in its remark; tests/unit/test_baselines.py computes it. The caller reads the file; this module parses it.
@@ -28,12 +28,15 @@ RATIOS: Mapping[str, tuple[str, str]] = {
 # 2**53: larger integers are not exact as floats.
 _Count: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
 # A union: numbers stay as their file writes them, and 10407 remains an integer in every result that repeats it.
-_Figure: TypeAlias = _Count | Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+_Number: TypeAlias = _Count | Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 _Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 
 
 class BaselineError(ValueError):
-    """A baseline file that is not valid; the message names file, row and field, what was found and expected."""
+    """A baseline file that is not valid.
+
+    The message names file, row and field, what was expected and what was found.
+    """
 
 
 class B200Baseline(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,9 +59,9 @@ class B200Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     isl: _Count
     osl: _Count
     conc: _Count
-    median_e2e_ms: _Figure
-    median_interactivity: _Figure
-    tput_per_gpu: _Figure
+    median_e2e_ms: _Number
+    median_interactivity: _Number
+    tput_per_gpu: _Number
     remark: str
 
     @property
@@ -117,7 +120,7 @@ class B200Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def compare(performance: Mapping[str, Any], row: B200Row) -> dict[str, Any]:
-    """The fields of a result that compare it with `row`: the baseline, then the exact quotients.
+    """Fields of a result that compare it with `row`: the baseline, exact quotients.
 
     A ratio is absent where `performance` lacks its figure: `tput_per_gpu` when the number of GPUs is unknown,
     `interactivity` when there is no TPOT.

@@ -38,7 +38,7 @@ QUOTED = 3
 
 
 def h1_complete(evidence: Evidence) -> Iterator[Finding]:
-    """All requests completed with outputs of the requested length, and all figures are present and valid."""
+    """All requests completed with the requested length; all figures are valid."""
     # Events before their effect on figures: the first finding becomes the reason of a failed point.
     completed = evidence.count("successful_requests")
     yield from _failures(evidence, completed)
@@ -64,7 +64,10 @@ def h1_complete(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _missing(evidence: Evidence) -> Iterator[str]:
-    """Required figures that are absent: of our own result all, of another tool's the two that show completeness."""
+    """Required figures that are absent.
+
+    A result of ours has all figures; another tool's must have the two that show completeness.
+    """
     required: Iterable[str] = ("successful_requests", "benchmark_args.num_prompts")
     if evidence.ours:
         latencies = [f"latency_ms.{latency}.{name}" for latency in LATENCIES for name in ("mean", "std", *ORDERED)]
@@ -95,7 +98,7 @@ def _failures(evidence: Evidence, completed: int | None) -> Iterator[Finding]:
 
 
 def _without_pace(evidence: Evidence) -> Iterator[Finding]:
-    """Answers of several tokens whose events were read at one moment: their time per token was not measured."""
+    """Answers of several tokens that were read at one moment, so TPOT is unknown."""
     paced = [one for one in evidence.samples or () if one.ok and (one.generated_tokens or 0) > 1]
     at_once = sum(len(one.event_ns) > 0 and one.first_ns == one.last_ns for one in paced)
     if at_once:
@@ -107,7 +110,7 @@ def _without_pace(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _output_lengths(evidence: Evidence, completed: int | None) -> Iterator[Finding]:
-    """Each request where the samples are available, and the total against the bounds of the lengths."""
+    """The length of each output, if there are samples, and the total of all."""
     if evidence.samples is not None:
         wrong = [
             f"request {sample.index} generated {sample.generated_tokens} tokens of {sample.requested_output_tokens}"
@@ -158,7 +161,7 @@ def _disorder(sample: RequestSample) -> str | None:
 
 
 def h11_same_server(evidence: Evidence) -> Iterator[Finding]:
-    """The same process, with the same model and arguments, answers before and after the point."""
+    """The same process with the same arguments answers before and after the point."""
     lost = evidence.at("server.lost")
     if lost not in (ABSENT, None, ""):
         yield reject("h11", f"the server ended during the measurement: {_quoted(lost)}")
@@ -200,7 +203,9 @@ def check_result(
     b200: B200Table | None = None,
     more: Iterable[Check] = (),
 ) -> tuple[Finding, ...]:
-    """Run every check on a result file of any tool. No content of the file makes this raise.
+    """Run every check on a result file of any tool.
+
+    No content of the file makes this raise.
 
     :param result: The parsed JSON; a finding if it is not a mapping.
     :param samples: The measured requests; None skips what only they can show.
@@ -224,7 +229,7 @@ def _findings_of(checks: Iterable[Check], evidence: Evidence) -> Iterator[Findin
 
 
 def _shortest_output(evidence: Evidence) -> int | None:
-    """The fewest tokens that a request may have asked for: lengths are drawn from floor(r * OSL) to OSL."""
+    """The shortest output requested: lengths are from floor(r * OSL) to OSL."""
     osl = evidence.number("benchmark_args.random_output_len")
     ratio = evidence.number("benchmark_args.random_range_ratio")
     return None if osl is None or ratio is None else max(1, math.floor(ratio * osl))

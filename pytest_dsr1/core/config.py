@@ -150,7 +150,7 @@ class LaunchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """All options of a sweep, validated, with each default that can be known without a server.
+    """All options of a sweep, validated, with the defaults that need no server.
 
     None stands for an option that was not typed and that the server or the engine decides.
 

@@ -1,4 +1,4 @@
-"""What a check reads and what it reports: the figures of a result file, and findings.
+"""What a check reads and reports: the figures of a result file, and findings.
 
 A result file may be ours or another tool's, complete or damaged. So no figure is used before it is validated: it is a
 number within its range, or it counts as absent. Other tools print figures with few digits. Such a figure stands for
@@ -153,14 +153,17 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A positive figure with its uncertainty: the true value lies between `low` and `high`."""
+    """A positive figure whose true value lies between `low` and `high`."""
 
     low: float
     high: float
 
     @classmethod
     def printed(cls, value: float) -> Reading:
-        """The values that round to `value` at the digits it shows: 4 is rounded to units, 4.0 to tenths."""
+        """The values that round to `value` at the digits it shows.
+
+        4 is rounded to units, 4.0 to tenths.
+        """
         exponent = Decimal(repr(value)).as_tuple().exponent
         half_a_unit = 0.5 * 10.0 ** int(exponent)
         return cls(float(value) - half_a_unit, float(value) + half_a_unit)
@@ -201,7 +204,10 @@ class Evidence:
 
     @property
     def ours(self) -> bool:
-        """Whether this project wrote the result: then figures have full precision, and no field may be missing."""
+        """Whether this project wrote the result.
+
+        Then its figures have full precision, and no field may be missing.
+        """
         return "schema_version" in self.result
 
     @property
@@ -228,9 +234,13 @@ class Evidence:
         return value
 
     def number(self, path: str) -> float | None:
-        """The figure at `path`, one of FIGURES; None if it is absent or not valid."""
+        """The figure at `path`; None if it is absent or not valid.
+
+        Valid is what FIGURES says of `path`; for any other path, a finite number from 0.
+        """
         value = self.at(path)
-        return None if value is ABSENT or value is None or FIGURES[path].problem(value) else float(value)
+        figure = FIGURES.get(path, _MEASURED_OR_ZERO)
+        return None if value is ABSENT or value is None or figure.problem(value) else float(value)
 
     def count(self, path: str) -> int | None:
         """The same, as an integer."""
@@ -242,7 +252,8 @@ class Evidence:
         value = self.number(path)
         if value is None:
             return None
-        return Reading(value, value) if self.ours or FIGURES[path].exact else Reading.printed(self.at(path))
+        exact = self.ours or FIGURES.get(path, _MEASURED_OR_ZERO).exact
+        return Reading(value, value) if exact else Reading.printed(self.at(path))
 
     def problems(self) -> Iterator[str]:
         """Each figure that is present but not valid, and why."""

@@ -103,7 +103,7 @@ class Verdict:
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Figures as a result file holds them; None (null) is a figure that was NaN or infinite."""
+    """Figures as a result file holds them; None (null) was NaN or infinite."""
 
     bits_per_byte: float | None
     byte_perplexity: float | None
@@ -120,8 +120,14 @@ class AccuracyValidation(msgspec.Struct, frozen=True, kw_only=True, omit_default
     reason: str | None = None
 
 
-class AccuracyTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What accuracy was measured on, and how; `seconds` is the wall clock of the evaluation."""
+class MeasuredTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What accuracy was measured on, and how.
+
+    :param words: What `word_perplexity` counts.
+    :param bytes: UTF-8 bytes of the documents.
+    :param seconds: Wall clock of the evaluation.
+    :param tokenizer: Where the tokenizer is from.
+    """
 
     task: str
     documents: int
@@ -226,7 +232,7 @@ def baselines_to_json(baselines: Iterable[AccuracyBaseline]) -> str:
 
 
 def merged(baselines: Iterable[AccuracyBaseline], new: AccuracyBaseline) -> tuple[AccuracyBaseline, ...]:
-    """`baselines` with `new` in place of the one for the same (model, task), or at the end."""
+    """`baselines` with `new` in place of the one with its key, or at the end."""
     return tuple(({one.key: one for one in baselines} | {new.key: new}).values())
 
 

@@ -1,4 +1,4 @@
-"""Checks of the arithmetic: relations that the figures of one measurement must satisfy.
+"""Checks of the arithmetic: relations between the figures of one measurement.
 
 Each function is a check (see checks.py). The numbers are those of the project's list of invariants.
 """
@@ -22,7 +22,10 @@ ROUNDING = 1e-9
 
 
 def h2_little(evidence: Evidence) -> Iterator[Finding]:
-    """Little's law: N requests of mean E2E keep N * E2E / duration slots busy, which is at most CONC."""
+    """Little's law: N * mean E2E / duration slots are busy, at most CONC.
+
+    Where the mean is unknown it is computed from its parts, or the median takes its place.
+    """
     completed = evidence.number("successful_requests")
     duration_s = evidence.reading("benchmark_duration")
     conc = evidence.number("benchmark_args.max_concurrency")
@@ -49,7 +52,10 @@ def h2_little(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _mean_e2e_from_parts(evidence: Evidence) -> Reading | None:
-    """The mean E2E in ms where all outputs have the same length: mean TTFT + (OSL - 1) * mean TPOT."""
+    """The mean E2E in ms where all outputs have the same length; else None.
+
+    Means add up: mean E2E = mean TTFT + (OSL - 1) * mean TPOT.
+    """
     osl = evidence.number("benchmark_args.random_output_len")
     ttft_ms, tpot_ms = evidence.reading("mean_ttft_ms"), evidence.reading("mean_tpot_ms")
     if evidence.number("benchmark_args.random_range_ratio") != 1 or osl is None or ttft_ms is None:
@@ -86,7 +92,10 @@ def h3_rates(evidence: Evidence) -> Iterator[Finding]:
 
 
 def h5_order(evidence: Evidence) -> Iterator[Finding]:
-    """Percentiles rise, |mean - median| <= standard deviation, and a figure written twice has one value."""
+    """Percentiles rise, and |mean - median| is at most the standard deviation.
+
+    A figure that is written in two places has one value.
+    """
     for latency in LATENCIES:
         nested = f"latency_ms.{latency}"
         copies = {
@@ -116,7 +125,10 @@ def h5_order(evidence: Evidence) -> Iterator[Finding]:
 
 
 def h7_per_gpu(evidence: Evidence) -> Iterator[Finding]:
-    """Figures per GPU and per user follow from the others, and the server reported the number of GPUs."""
+    """Figures per GPU and per user follow from the others.
+
+    The number of GPUs is what the server reported.
+    """
     per_gpu = evidence.reading("tput_per_gpu")
     gpus = evidence.count("server.num_gpus")
     total = evidence.reading("total_token_throughput")
@@ -141,7 +153,7 @@ def h7_per_gpu(evidence: Evidence) -> Iterator[Finding]:
 
 
 def h8_baseline(evidence: Evidence) -> Iterator[Finding]:
-    """Ratios follow from their fields, and the cited baseline is the one published for this configuration."""
+    """Ratios follow from their fields; the baseline is that of this configuration."""
     for ratio, (ours, theirs) in RATIOS.items():
         figure, baseline = evidence.reading(ours), evidence.reading(theirs)
         computed = figure / baseline if figure and baseline else None
@@ -162,7 +174,7 @@ def h8_baseline(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _recomputed(check: str, evidence: Evidence, name: str, computed: Reading | None, formula: str) -> Iterator[Finding]:
-    """A finding if the figure `name` differs from what its formula gives; none if either is unknown."""
+    """A finding if both values of the figure `name` are known and differ."""
     printed = evidence.reading(name)
     if printed and computed and not printed.agrees(computed):
         yield reject(check, f"{name} is {printed:.6g}, but {formula} is {computed:.6g}")

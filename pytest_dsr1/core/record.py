@@ -1,4 +1,4 @@
-"""From what was measured at a point to its result: put together, checked, and judged."""
+"""From the measurements of a point to its result: composed, checked, judged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_dsr1.core.baselines import B200Table, compare
 from pytest_dsr1.core.checks import check_result
 from pytest_dsr1.core.config import Point, SweepConfig
 from pytest_dsr1.core.evidence import Check, Finding, Severity
-from pytest_dsr1.core.gate import Accuracy, AccuracyFigures, AccuracyTask, AccuracyValidation, GateStatus, Verdict
+from pytest_dsr1.core.gate import Accuracy, AccuracyFigures, AccuracyValidation, GateStatus, MeasuredTask, Verdict
 from pytest_dsr1.core.result import (
     SCHEMA_VERSION,
     BenchmarkArgs,
@@ -40,12 +40,12 @@ class AccuracyRecord:
     """The gate's verdict on a point, and what it was made from.
 
     :param figures: None where nothing was measured.
-    :param details: The fields of `AccuracyTask`; None where nothing was measured.
+    :param details: What was measured, or a mapping with its fields; None where nothing was measured.
     """
 
     verdict: Verdict = field(repr=False)
     figures: AccuracyFigures | None = None
-    details: Mapping[str, Any] | None = field(default=None, repr=False)
+    details: MeasuredTask | Mapping[str, Any] | None = field(default=None, repr=False)
 
     @property
     def passed(self) -> bool:
@@ -103,7 +103,7 @@ def make_result(
         **(_performance_fields(point, config, served, load, performance, b200) if load is not None else {}),
         accuracy=None if accuracy.figures is None else Accuracy(**dict(accuracy.figures)),
         accuracy_validation=_validation_of(accuracy.verdict),
-        accuracy_task=None if accuracy.details is None else msgspec.convert(accuracy.details, AccuracyTask),
+        accuracy_task=None if accuracy.details is None else msgspec.convert(accuracy.details, MeasuredTask),
         schema_version=SCHEMA_VERSION,
         engine=served.engine,
         written=written,
@@ -222,7 +222,7 @@ def _client(run: LoadRun, performance: Performance | None) -> Client:
 
 
 def _prefix_cache(run: LoadRun) -> PrefixCache | None:
-    """How many prompt tokens the server had in its cache; None where it does not report that."""
+    """Prompt tokens in the server's cache; None where it does not report them."""
     told = [sample for sample in run.completed if sample.cached_tokens is not None]
     prompt_tokens = sum(sample.requested_input_tokens for sample in told)
     if not prompt_tokens:

@@ -16,7 +16,7 @@ import msgspec
 from pytest_dsr1.core.baselines import B200Baseline
 from pytest_dsr1.core.config import Point, Scenario
 from pytest_dsr1.core.evidence import Finding
-from pytest_dsr1.core.gate import Accuracy, AccuracyTask, AccuracyValidation
+from pytest_dsr1.core.gate import Accuracy, AccuracyValidation, MeasuredTask
 from pytest_dsr1.core.statistics import Distribution, LatencyMs, SlotIdle
 from pytest_dsr1.core.text import shown, validation_message
 
@@ -78,7 +78,7 @@ class MeasuredServer(_Object, frozen=True, kw_only=True):
 
 
 class RequestCounts(_Object, frozen=True, kw_only=True):
-    """How the requests ended: by `core.samples.Outcome`, and the first failures in words."""
+    """How many requests ended in which way, and the first failures in words."""
 
     sent: int
     outcomes: dict[str, int]
@@ -86,7 +86,7 @@ class RequestCounts(_Object, frozen=True, kw_only=True):
 
 
 class LoopLagMs(_Object, frozen=True, kw_only=True):
-    """How late the client's event loop handled its ticks, in ms: the error of every latency."""
+    """How late the client's event loop was, in ms: the error of every latency."""
 
     p50: float
     p99: float
@@ -95,7 +95,10 @@ class LoopLagMs(_Object, frozen=True, kw_only=True):
 
 
 class PrefixCache(_Object, frozen=True, kw_only=True):
-    """Prompt tokens, and how many of them the server had in its cache, over the requests that report it."""
+    """Prompt tokens, and how many of them were in the server's cache.
+
+    :param requests_told: Requests for which the server reported it; only they are counted.
+    """
 
     requests_told: int
     prompt_tokens: int
@@ -142,7 +145,10 @@ class PointVerdict(_Object, frozen=True, kw_only=True):
 
 
 class Result(_Object, frozen=True, kw_only=True):
-    """A result file. Latencies are in ms, durations in s, throughputs in tokens/s (requests/s for requests)."""
+    """A result file.
+
+    Latencies are in ms, durations in s, throughputs in tokens/s (`request_throughput` in requests/s).
+    """
 
     successful_requests: int | None = None
     benchmark_duration: float | None = None
@@ -173,7 +179,7 @@ class Result(_Object, frozen=True, kw_only=True):
     b200_remarks: tuple[str, ...] | None = None
     accuracy: Accuracy | None = None
     accuracy_validation: AccuracyValidation
-    accuracy_task: AccuracyTask | None = None
+    accuracy_task: MeasuredTask | None = None
     schema_version: int
     engine: str
     written: float
@@ -189,7 +195,10 @@ class Result(_Object, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """:raises ValueError: Not a result of this project, of another schema version, or damaged; says which."""
+        """Parse a result file.
+
+        :raises ValueError: Not JSON, of another tool or schema version, or with a wrong field; the message says which.
+        """
         try:
             document = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
@@ -252,12 +261,12 @@ class Result(_Object, frozen=True, kw_only=True):
 
     @property
     def tpot_ms(self) -> Distribution | None:
-        """Time per output token after the first; None too where every request generated one token."""
+        """Time per output token; None too if each request generated one token."""
         return self.latency_ms.tpot if self.latency_ms else None
 
     @property
     def itl_ms(self) -> Distribution | None:
-        """Inter-token latency, over the gaps of all requests; None too where no request had two events."""
+        """Inter-token latency, over all gaps; None too if no request had two events."""
         return self.latency_ms.itl if self.latency_ms else None
 
     @property
@@ -267,7 +276,7 @@ class Result(_Object, frozen=True, kw_only=True):
 
     @property
     def headline(self) -> dict[str, float]:
-        """The figures that a report shows first, by their names in the file; absent ones are left out."""
+        """The figures that a report shows first, by name; absent ones are left out."""
         names = (
             "total_token_throughput",
             "output_throughput",

@@ -1,6 +1,6 @@
-"""Where results may be submitted, and under which team name: what is known before a sweep.
+"""Where results may be submitted, and under which team name.
 
-Here and not in the room that submits, because options and preflight need it.
+In the core, because options and preflight check it before a sweep.
 """
 
 from __future__ import annotations

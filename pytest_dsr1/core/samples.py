@@ -1,4 +1,4 @@
-"""Raw samples: the times of each request on one monotonic clock, never changed after they were read.
+"""Raw samples: the times of each request on one clock, never changed.
 
 Times are integers in nanoseconds of `time.perf_counter_ns`. Statistics are derived from them in `statistics.py`.
 """
@@ -83,7 +83,7 @@ class RequestSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopLag:
-    """How late the client's event loop handled its ticks, in ms: the error of every measured time."""
+    """How late the client's event loop was, in ms: the error of every time."""
 
     p50_ms: float
     p99_ms: float

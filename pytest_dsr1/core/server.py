@@ -1,4 +1,4 @@
-"""A server as it describes itself, and what follows from it: its engine, its number of GPUs."""
+"""A server as it describes itself: its model, engine and number of GPUs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ _KEPT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A running server and the model that it serves. URL and model suffice: `Served(url=…, model=…)`.
+    """A running server and the model that it serves.
+
+    URL and model suffice: `Served(url="http://127.0.0.1:8000", model="llama")`.
 
     :param url: Base URL, without `/v1`.
     :param engine: `external`, `sglang` (launched by us) or `reference`; kept with every result.
@@ -74,12 +76,21 @@ class Served:
         object.__setattr__(self, "url", self.url.rstrip("/"))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Folders, or names at the hub, that may have the model's files; each once.
+
+        Those that the server reports come first, then the model's name.
+        """
+        said = (self.info.get(key) for key in ("tokenizer_path", "model_path"))
+        return tuple(dict.fromkeys([*(name for name in said if isinstance(name, str) and name), self.model]))
+
+    @property
     def is_reference(self) -> bool:
         return self.engine == "reference"
 
     @property
     def context_length(self) -> int | None:
-        """Largest number of tokens of prompt and output together; None if the server does not report it."""
+        """Most tokens of prompt and output together; None if it is not reported."""
         for key in ("max_model_len", "context_length", "max_context_length"):
             value = self.info.get(key)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -87,7 +98,10 @@ class Served:
         return None
 
     def to_fields(self) -> dict[str, Any]:
-        """The `server` object of a result. Only listed fields of `info` are in it, so no secrets."""
+        """The `server` object of a result.
+
+        Only listed fields of `info` are in it, so no secrets.
+        """
         fields: dict[str, Any] = {
             "url": self.url,
             "engine": self.engine,
@@ -104,22 +118,13 @@ class Served:
         return fields
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the model's files: tokenizer_path, model_path, the model's name.
-
-        The first two as the server reports them; no name twice.
-        """
-        reported = (self.info.get(key) for key in ("tokenizer_path", "model_path"))
-        return tuple(dict.fromkeys([*(name for name in reported if isinstance(name, str) and name), self.model]))
-
-    @property
     def kept_info(self) -> dict[str, Any]:
         """The part of `info` that is kept with a result: version and arguments."""
         return {key: self.info[key] for key in _KEPT if self.info.get(key) is not None}
 
 
 def identity_changes(before: Served, after: Served) -> tuple[str, ...]:
-    """The differences that show another server, or other arguments of the same; empty if there are none."""
+    """Differences that show another server, or other arguments of the same one."""
     return changes_between(before.to_fields(), after.to_fields())
 
 
@@ -141,7 +146,7 @@ def _identity(server: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether `url` points to this machine; such URLs are never reached through a proxy."""
+    """Whether `url` points to this machine; proxies are not used for such URLs."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

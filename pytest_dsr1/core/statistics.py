@@ -1,4 +1,4 @@
-"""From samples to figures: counts, throughputs and the distributions of the four latencies.
+"""From samples to figures: counts, throughputs, distributions of latencies.
 
 Definitions are those of SGLang's `bench_serving`, so that figures compare with published ones: percentiles are linearly
 interpolated, standard deviations are those of the population (ddof 0), ITL is pooled over the gaps of all requests,
@@ -8,7 +8,7 @@ returned as a Python float.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -65,7 +65,10 @@ class Distribution:
 
 
 class LatencyMs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The latencies of a run in ms, as a result file nests them; TPOT and ITL need two tokens in a request."""
+    """The latencies of a run in ms, as a result file nests them.
+
+    TPOT and ITL are None where no request generated two tokens.
+    """
 
     ttft: Distribution | None = None
     tpot: Distribution | None = None
@@ -82,7 +85,9 @@ class SlotIdle(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Performance:
-    """The figures of one load run. Throughputs are per second; tokens are counted by the server (`usage`).
+    """The figures of one load run.
+
+    Throughputs are per second. Tokens are counted by the server (`usage`).
 
     :param benchmark_duration: Seconds from the first measured send to the last measured event.
     :param ttft: Time to first token: send to first event with `choices`.
@@ -110,17 +115,14 @@ class Performance:
 
     @property
     def interactivity(self) -> float | None:
-        """Tokens per second and user, 1000 / median TPOT in ms; None without a TPOT above 0."""
+        """Tokens per second and user, 1000 / median TPOT; None without a TPOT above 0."""
         return 1000.0 / self.tpot.p50 if self.tpot and self.tpot.p50 else None
 
-    @property
-    def distributions(self) -> Mapping[str, Distribution]:
-        """The latencies that have values, by name, in the order of a result file."""
-        found = {name: getattr(self, name) for name in LATENCIES}
-        return {name: distribution for name, distribution in found.items() if distribution is not None}
-
     def to_fields(self) -> dict[str, int | float]:
-        """The flat fields of a result file, in its order. A latency without values is left out."""
+        """The flat fields of a result file, in its order.
+
+        A latency without values is left out.
+        """
         fields: dict[str, int | float] = {
             "successful_requests": self.successful_requests,
             "benchmark_duration": self.benchmark_duration,
@@ -129,10 +131,12 @@ class Performance:
             "output_throughput": self.output_throughput,
             "total_token_throughput": self.total_token_throughput,
         }
-        for name, latency in self.distributions.items():
-            fields[f"mean_{name}_ms"] = latency.mean
-            fields[f"median_{name}_ms"] = latency.p50
-            fields[f"p99_{name}_ms"] = latency.p99
+        for name in LATENCIES:
+            latency: Distribution | None = getattr(self, name)
+            if latency is not None:
+                fields[f"mean_{name}_ms"] = latency.mean
+                fields[f"median_{name}_ms"] = latency.p50
+                fields[f"p99_{name}_ms"] = latency.p99
         return fields
 
     @property
@@ -142,7 +146,7 @@ class Performance:
 
 
 def summarize(run: LoadRun) -> Performance | None:
-    """The figures of `run`; None if no request completed, since there is nothing to average.
+    """The figures of `run`; None if no request completed.
 
     :raises ValueError: A sample is marked ok but lacks events or a count of generated tokens; or the duration is 0.
     """
@@ -191,7 +195,10 @@ def summarize(run: LoadRun) -> Performance | None:
 
 
 def _input_tokens(sample: RequestSample) -> int:
-    """The server's count; else the length of the prompt, which is known since prompts are token ids."""
+    """The server's count; else the length of the prompt.
+
+    The length is known, since prompts are token ids.
+    """
     return sample.requested_input_tokens if sample.prompt_tokens is None else sample.prompt_tokens
 
 
@@ -209,7 +216,7 @@ def _pooled_gaps(samples: Sequence[RequestSample]) -> Nanoseconds:
 
 
 def _slot_idle(samples: Sequence[RequestSample]) -> SlotIdle | None:
-    """Idle time before each request, except the first of a slot, which follows no response."""
+    """Idle time before each request, except the first of each slot."""
     seen: set[int] = set()
     idle_ns: list[int] = []
     for sample in samples:

@@ -112,7 +112,7 @@ class Batch:
         return sum(state.status is status for state in self.points)
 
     def to_fields(self) -> dict[str, Any]:
-        """The JSON object of batch.json: lengths at its top level, and the folder's name left out."""
+        """The JSON object of batch.json: flat lengths, without the folder's name."""
         # Not at the top: the plugin imports this module in every pytest session, and msgspec takes 45 ms.
         import msgspec
 

@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def validation_message(error: Exception, document: object, name: str) -> str:
-    """msgspec's complaint about `document`, with the place in words and the value that was found there.
+    """msgspec's error about `document`, with its place in words and what was found.
 
     "Expected `int`, got `str` - at `$.rows[0].isl`" becomes "NAME, row 1, isl: expected int, found 'x'".
 

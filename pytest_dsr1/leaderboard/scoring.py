@@ -1,4 +1,4 @@
-"""From rows to points: a ranking for each concurrency, and the sum of its points over all of them."""
+"""From rows to points: a ranking for each concurrency, and each team's total."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Placed:
 
     @property
     def points(self) -> int:
-        """Points at this concurrency: 1000 for rank 1, 100 fewer for each further rank, at least 0."""
+        """1000 for rank 1, 100 fewer for each further rank, at least 0."""
         return max(0, FIRST_POINTS - POINTS_PER_RANK * (self.rank - 1))
 
 
@@ -59,7 +59,7 @@ class Standing:
 
 
 def scores(rows: Sequence[Row]) -> list[float]:
-    """The score of each row of one concurrency, relative to the best figures among these rows.
+    """The score of each row of one concurrency, relative to the best figures there.
 
     0.5 throughput / best + 0.3 interactivity / best + 0.2 best E2E / E2E. If no row has interactivity, its weight is
     divided among the other two in proportion to theirs. If only some rows have it, the others get 0 for it.

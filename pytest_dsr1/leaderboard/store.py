@@ -1,4 +1,4 @@
-"""The rows of a leaderboard of one's own: checked, then stored once each, in SQLite."""
+"""A leaderboard's rows: checked, then stored once each, in SQLite."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def row_problem(values: Mapping[Field, object]) -> str:
 
 
 class Store:
-    """Rows of any number of scenarios in one SQLite file, which several processes may use at a time."""
+    """Rows of any number of scenarios in one SQLite file; processes may share it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -88,7 +88,7 @@ class Store:
             connection.close()
 
     def add(self, scenario: Scenario, values: Mapping[Field, object]) -> tuple[int, bool]:
-        """Store a row that passed `row_problem`. Returns its number, and whether it is new.
+        """Store a row that passed `row_problem`; returns its number and whether it is new.
 
         A row whose values are all stored already, to the last digit, is the same submission sent again.
         """

@@ -1,1 +1,1 @@
-"""The embedded engine: a small language model and the server that serves it, a process of its own."""
+"""The embedded engine: a small language model and its server, run as a process."""

@@ -1,4 +1,4 @@
-"""The HTTP server of the embedded engine: the endpoints of SGLang that a sweep uses."""
+"""The embedded engine's HTTP server, with the endpoints of SGLang that sweeps use."""
 
 from __future__ import annotations
 

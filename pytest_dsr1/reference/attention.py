@@ -1,13 +1,14 @@
-"""Latent attention over a cache of latents: many slots with one new token each, or chunks of prompts.
+"""Multi-head latent attention over a cache of latents, for decoding and prefill.
 
 Three ideas make it fast in NumPy:
 
-- a token is a column, [rope key | latent | 1]: the first two parts are its key, the last two its value, kept once. Both
-  products of a decode step read them in a stride that BLAS takes, and half the memory is read;
-- the row of ones makes the weighted sum yield softmax's denominator with it;
-- softmax takes no maximum off, since a sum of exponentials that neither overflows nor vanishes is as exact without. The
-  rare one that does is computed again with it. Columns beyond a slot's length are zero, ones included, so a slot may be
-  computed as if it were as long as its neighbours, without a mask.
+- A token is a column, [rope key | latent | 1]. The first two parts are its key, the last two its value, so the latent
+  is stored once. Both matrix products of a decode step can read the columns through BLAS without a copy, and half the
+  memory is read.
+- The row of ones makes the weighted sum compute softmax's denominator, too.
+- Softmax does not subtract the maximum: a sum of exponentials is as exact without, unless it overflows or underflows.
+  Those rare sums are computed again with the maximum subtracted. Columns beyond a slot's length are zero, the row of
+  ones included, so slots of different lengths can be computed together without a mask.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.intp]
 
-#: Denominators outside are computed again with the maximum taken off. Well within float32, since numerators are larger.
+#: Denominators outside this range are computed again with the maximum subtracted. The range leaves room in float32 for
+#: the numerators, which may be larger.
 SAFE_SUM = (1e-25, 1e25)
-#: Cost of one more batched product, in cache positions read: slots are split into runs where that saves more.
+#: Cost of one more batched product, measured in cache positions read. Slots are split into runs if that saves more.
 RUN_OVERHEAD = 2000
-#: Scores of one block of queries: 1 MiB, about a second-level cache.
+#: Number of scores of a block of queries: 1 MiB, about the size of a second-level cache.
 BLOCK_SCORES = 1 << 18
 MAX_BLOCK = 32
 
 
 class LatentCache:
-    """What attention remembers of every token, in numbered slots that grow together.
+    """The keys and values of every token, in numbered slots of equal capacity.
 
-    :param slots: How many at first; likewise `capacity`.
-    :ivar lengths: Tokens in each slot. shape (slots,)
+    :param slots: Initial number of slots.
+    :param capacity: Initial number of tokens that a slot can hold.
+    :ivar lengths: Number of tokens in each slot. shape (slots,)
     """
 
     def __init__(self, layers: int, slots: int, rope_dim: int, latent_dim: int, capacity: int = 256) -> None:
@@ -50,7 +53,7 @@ class LatentCache:
 
     @property
     def capacity(self) -> int:
-        """Tokens that a slot can hold at present."""
+        """Number of tokens that a slot can hold at present."""
         return int(self._tokens.shape[3])
 
     def layer(self, index: int) -> Array:
@@ -58,15 +61,16 @@ class LatentCache:
         return self._tokens[index]  # type: ignore[no-any-return]  # NumPy types an integer index as Any
 
     def reserve(self, tokens: int, slots: int = 0) -> None:
-        """Make room for `tokens` in every slot, and for `slots` of them, keeping what is there."""
+        """Grow to hold at least `tokens` per slot and `slots` slots; keeps the contents."""
         if tokens <= self.capacity and slots <= self.slots:
             return
-        # An odd number of 64-byte lines, and so no power of two, between the rows: a column's elements then spread over
-        # the processor's cache sets. (Measured: a step's writes took 16 us at 1,024 positions, 3 us at 1,040.)
+        # The distance between rows is an odd number of 64-byte cache lines, never a power of two, so that the elements
+        # of a column fall into different cache sets. (Measured: the writes of a step took 16 us at 1,024 positions and
+        # 3 us at 1,040.)
         capacity = -(-tokens // 32) * 32 + 16 if tokens > self.capacity else self.capacity
         slots = max(slots, 2 * self.slots) if slots > self.slots else self.slots
         layers, _, rows, _ = self._tokens.shape
-        # zeros are not touched before they are needed: room for long contexts costs no memory until they come.
+        # np.zeros does not touch memory, so the capacity for long contexts costs none until it is used.
         grown = np.zeros((layers, slots, rows, capacity), np.float32)
         for slot in np.flatnonzero(self.lengths):
             used = self.lengths[slot]
@@ -91,8 +95,8 @@ class LatentCache:
 class DecodeBatch:
     """One new token in each of the first `count` slots of a cache.
 
-    :ivar positions: Where each token stands in its sequence. shape (count,)
-    :ivar outputs: The rows whose hidden state is wanted after the last layer; None: all.
+    :ivar positions: Position of each token in its sequence. shape (count,)
+    :ivar outputs: The rows whose hidden states are needed after the last layer; None: all.
     """
 
     outputs: Ints | None = None
@@ -105,11 +109,18 @@ class DecodeBatch:
         self._runs = split_runs(self.positions + 1)
 
     def store(self, layer: int, rows: Array) -> None:
-        """Append each token's key, latent and 1 to its slot. shape (count, rope + latent + 1)"""
+        """Append each token's key, latent and 1 to its slot.
+
+        :param rows: shape (count, rope + latent + 1)
+        """
         self._cache.layer(layer)[self._slots, :, self.positions] = rows
 
     def attend(self, layer: int, queries: Array) -> Array:
-        """The attended latent of every head. shapes (count, heads, rope + latent) -> (count, heads, latent)"""
+        """The attended latent of every head.
+
+        :param queries: shape (count, heads, rope + latent)
+        :return: shape (count, heads, latent)
+        """
         tokens, rope = self._cache.layer(layer), self._cache.rope_dim
         keys, values = tokens[:, :-1], tokens[:, rope:].transpose(0, 2, 1)
         sums = np.empty((*queries.shape[:2], values.shape[2]), np.float32)
@@ -124,13 +135,16 @@ class DecodeBatch:
         return np.divide(sums[..., :-1], sums[..., -1:], dtype=np.float32)
 
     def advance(self) -> None:
-        """Count the new tokens, once all layers have stored theirs."""
+        """Add the new tokens to `lengths`, after all layers have stored theirs."""
         self._cache.lengths[: len(self.positions)] += 1
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next `count` tokens of the prompt in `slot`; the last `wanted` of them are to be predicted from."""
+    """The next `count` tokens of the prompt in `slot`.
+
+    :param wanted: Logits are needed for so many of the last tokens.
+    """
 
     slot: int
     count: int
@@ -138,7 +152,7 @@ class Chunk:
 
 
 class PrefillBatch:
-    """Chunks of several prompts, their tokens one after the other. Attributes as in `DecodeBatch`."""
+    """Chunks of several prompts, concatenated. Attributes are those of `DecodeBatch`."""
 
     outputs: Ints | None
 
@@ -160,7 +174,10 @@ class PrefillBatch:
             first = end
 
     def attend(self, layer: int, queries: Array) -> Array:
-        """As in `DecodeBatch`, but causal; fewer queries than there are tokens are those of the wanted rows."""
+        """As in `DecodeBatch`, but causal.
+
+        :param queries: Those of all tokens, or of the wanted rows only.
+        """
         every, rope = len(queries) == len(self.positions), self._cache.rope_dim
         attended = np.empty((*queries.shape[:2], self._cache.layer(layer).shape[1] - rope - 1), np.float32)
         row = 0
@@ -186,7 +203,12 @@ class PrefillBatch:
 
 
 def split_runs(lengths: Ints) -> list[tuple[int, int, int]]:
-    """Neighbours that are cheaper computed together, as if all were as long as the longest: (start, stop, longest)."""
+    """Group neighbouring slots into runs that are computed together.
+
+    A run is computed as if all of its slots were as long as the longest.
+
+    :return: (start, stop, longest) of each run
+    """
     longest = int(lengths.max())
     if longest * len(lengths) - int(lengths.sum()) < RUN_OVERHEAD:
         return [(0, len(lengths), longest)]
@@ -202,12 +224,12 @@ def split_runs(lengths: Ints) -> list[tuple[int, int, int]]:
 
 
 def _weighted_sums(queries: Array, tokens: Array, rope_dim: int, *, shifted: bool = False) -> Array:
-    """Causal sums over a block of queries that ends where `tokens` end: numerators and, last, the denominator.
+    """Causal weighted sums for a block of queries, the last of `tokens`.
 
     :param queries: shape (block, heads, rope + latent)
     :param tokens: shape (rope + latent + 1, seen)
-    :param shifted: Take each row's maximum off first; slower.
-    :return: shape (block, heads, latent + 1)
+    :param shifted: Whether to subtract each row's maximum first, which is slower.
+    :return: Numerators and, last, the denominator. shape (block, heads, latent + 1)
     """
     block, heads, width = queries.shape
     scores: Array = (queries.reshape(-1, width) @ tokens[:-1]).reshape(block, heads, -1)
@@ -221,13 +243,16 @@ def _weighted_sums(queries: Array, tokens: Array, rope_dim: int, *, shifted: boo
 
 
 def _is_safe(denominators: Array) -> bool:
-    """Whether all lie within SAFE_SUM; nan does not."""
+    """Whether all denominators lie within SAFE_SUM; nan does not."""
     low, high = SAFE_SUM
     return bool(denominators.min() > low and denominators.max() < high) if denominators.size else True
 
 
 class _Triangles(dict[int, npt.NDArray[Any]]):
-    """Which of a block's own tokens each of its tokens sees (or, `future`, does not), by block size, made once."""
+    """Causal masks within a block, by block size; each is made once.
+
+    :param future: Whether the mask is true for the tokens that come later, else 1 for the others.
+    """
 
     def __init__(self, *, future: bool) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
-"""A small grammar of stories, ledgers, sums, brackets and lists that knows its own entropy.
+"""A small grammar that generates documents and computes their exact entropy.
 
-Every choice a document is made of goes through a `_Pen`, which adds up -log2 of its probability. No two series of
-choices write the same text, so the sum is the information in the text: no model can need fewer bits on average.
-Names, numbers and things come back within a document, far from where they were drawn: whoever cannot look back pays
-for them again, which is what separates a model with attention from a table of short contexts.
+It writes stories, ledgers, sums, brackets and lists. Every random choice of a document goes through a `_Pen`, which
+adds up -log2 of the choice's probability. Different sequences of choices give different texts, so the sum is the
+information content of the text: no model can need fewer bits on average.
+Names, numbers and things are repeated within a document, far from where they were drawn. A model with attention can
+look them up; a model with a short context, such as an n-gram table, has to predict them again.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ T = TypeVar("T")
 TRAINING_SEED: Final = 1_000_000
 """First seed of the corpus that the embedded model is trained on; its parts count upwards from here."""
 HELDOUT_SEED: Final = 7
-"""Seed of the documents in `heldout.jsonl`, which no part of the training corpus shares."""
+"""Seed of the documents in `heldout.jsonl`; no part of the training corpus has it."""
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """Splits at bars where there are any, else at spaces."""
+    """Splits at bars if there are any, else at spaces."""
     return tuple(text.split("|" if "|" in text else None))
 
 
@@ -75,10 +76,10 @@ _COUNTED: Final = _words("beads apples coins shells buttons pebbles nails feathe
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text and the information in it.
+    """One text and its information content.
 
-    :param text: Ends with a line break; ASCII, so characters are bytes.
-    :param bits: -log2 of the probability with which the grammar writes just this text.
+    :param text: Ends with a line break; ASCII, so each character is one byte.
+    :param bits: -log2 of the probability with which the grammar writes this text.
     """
 
     text: str
@@ -86,7 +87,7 @@ class Document:
 
 
 class _Pen:
-    """Writes a text and pays for every choice in it."""
+    """Writes a text and adds up the bits of every choice in it."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
@@ -103,7 +104,7 @@ class _Pen:
         """Draws evenly from low to high, both included."""
         count = high - low + 1
         self._bits += math.log2(count)
-        # random() is the one method of Random whose sequence Python promises to keep between versions
+        # random() is the only method of Random whose sequence Python guarantees to keep between versions
         return low + int(self._rng.random() * count)
 
     def pick(self, options: Sequence[T]) -> T:
@@ -126,7 +127,7 @@ class _Pen:
         return option
 
     def names(self, count: int) -> list[str]:
-        """Makes up names. No two share their first syllable: one look back at it tells which is meant."""
+        """Makes up names. No two have the same first syllable, which so identifies a name."""
         return [head + self.pick(_TAILS) for head in self.several(_HEADS, count)]
 
 
@@ -191,7 +192,7 @@ def _brackets(pen: _Pen) -> None:
         for left in range(pen.number(4, 7), 0, -1):
             opened.append(pen.pick(_TAGS))
             pen.write(f"<{opened[-1]}> ")
-            # the first stays open until the last has been opened: a line is one tree
+            # the first bracket stays open until the last has been opened, so that a line is one tree
             while left > 1 and len(opened) > 1 and pen.pick((True, False)):
                 pen.write(f"</{opened.pop()}> ")
         while opened:

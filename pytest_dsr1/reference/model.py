@@ -1,4 +1,4 @@
-"""DeepSeek-V3's forward pass in NumPy, float32: latent attention, sigmoid-routed experts with a shared one, RMSNorm."""
+"""DeepSeek-V3's forward pass in NumPy, in float32."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy.typing as npt
 from pytest_dsr1.reference.attention import Array, Chunk, DecodeBatch, Ints, LatentCache, PrefillBatch
 from pytest_dsr1.reference.weights import INNER_NORM_EPS, FeedForward, Layer, ModelConfig, Weights
 
-#: Rows from which it pays to sort tokens by expert and compute the chosen only; fewer go through all in one product.
+#: From so many rows on, tokens are sorted by expert and only the chosen experts are computed. Fewer rows are faster in
+#: one product with all experts.
 SPARSE_FROM = 12
-#: Tokens of one prefill step that keep the activations within a second-level cache.
+#: Number of tokens of a prefill step: its activations fit into a second-level cache.
 PREFILL_TOKENS = 512
 
 
 class Model:
-    """A loaded checkpoint. Holds no state of any sequence: that is in a `LatentCache`."""
+    """A loaded checkpoint. It has no state of sequences: that is in a `LatentCache`."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self._weights = weights
-        # In float32 throughout, as transformers does: at position 9,000 the angle's rounding is not negligible.
+        # In float32 throughout, as transformers computes it: at position 9,000 the rounding of the angles matters.
         steps = np.arange(0, config.rope_dim, 2, dtype=np.float32) / np.float32(config.rope_dim)
         frequencies = np.float32(1) / np.float32(config.rope_theta) ** steps
         angles = np.arange(config.context_length, dtype=np.float32)[:, None] * frequencies
@@ -31,9 +32,9 @@ class Model:
 
     @classmethod
     def load(cls, folder: Path) -> Model:
-        """The model in a Hugging Face folder (config.json, model.safetensors).
+        """Load the model of a Hugging Face folder (config.json, model.safetensors).
 
-        :raises CheckpointError: There is none, or one of another architecture.
+        :raises CheckpointError: if there is none, or it has another architecture.
         """
         config = ModelConfig.load(folder)
         return cls(config, Weights.load(folder, config))
@@ -43,19 +44,27 @@ class Model:
         return LatentCache(self.config.layers, slots, self.config.rope_dim, self.config.kv_lora_rank, capacity)
 
     def decode(self, cache: LatentCache, ids: Ints) -> Array:
-        """Append one token to each of the first len(ids) slots. shape (len(ids),) -> logits (len(ids), vocab)"""
+        """Append one token to each of the first len(ids) slots.
+
+        :param ids: shape (slots,)
+        :return: Logits. shape (slots, vocab)
+        """
         return self._logits(self._forward(DecodeBatch(cache, len(ids)), ids))
 
     def prefill(self, cache: LatentCache, chunks: Sequence[Chunk], ids: Ints) -> Array:
         """Append a chunk to each of several slots.
 
-        :param ids: The chunks' tokens, one chunk after the other. shape (sum of counts,)
-        :return: Logits of each chunk's wanted positions, likewise. shape (sum of wanted, vocab)
+        :param ids: The tokens of the chunks, concatenated. shape (sum of counts,)
+        :return: Logits of the chunks' wanted positions, concatenated. shape (sum of wanted, vocab)
         """
         return self._logits(self._forward(PrefillBatch(cache, chunks), ids))
 
     def logprobs(self, ids: npt.ArrayLike) -> Array:
-        """Log-probabilities of every token after each prefix of `ids`. shape (tokens,) -> (tokens, vocab)"""
+        """Log-probabilities of every token after each prefix of `ids`.
+
+        :param ids: shape (tokens,)
+        :return: shape (tokens, vocab)
+        """
         tokens = np.asarray(ids, np.intp)
         cache = self.new_cache(1, len(tokens))
         rows = []
@@ -65,11 +74,14 @@ class Model:
         return np.concatenate(rows)
 
     def _forward(self, batch: DecodeBatch | PrefillBatch, ids: Ints) -> Array:
-        """Hidden states of the batch's output rows, before the final norm. shape (outputs, hidden)"""
+        """Hidden states of the batch's output rows, before the final norm.
+
+        :return: shape (outputs, hidden)
+        """
         hidden: Array = self._weights.embedding[ids]
         rotations = self._rotations[batch.positions]
         last = len(self._weights.layers) - 1
-        # Overflow to infinity is silu's and softmax's way to 0 here, or noticed and computed again; see there.
+        # silu becomes 0 where exp overflows; softmax checks its sums and computes them again. Both are described there.
         with np.errstate(over="ignore", invalid="ignore"):
             for index, layer in enumerate(self._weights.layers):
                 outputs = batch.outputs if index == last else None
@@ -88,7 +100,10 @@ class Model:
         rotations: npt.NDArray[np.complex64],
         outputs: Ints | None,
     ) -> Array:
-        """The residual stream after attention; of the rows `outputs` alone, the others being needed for keys only."""
+        """The residual stream after attention.
+
+        :param outputs: The rows to compute; the other rows only provide keys and values. None: all.
+        """
         rope, latent = self.config.rope_dim, self.config.rope_dim + self.config.kv_lora_rank
         projected = _normalise(hidden, self.config.norm_eps) @ layer.inputs
         _rotate(projected[:, None, :], rotations, rope)
@@ -108,7 +123,7 @@ class Model:
         return hidden
 
     def _feed_forward(self, weights: FeedForward, hidden: Array) -> None:
-        """Add the layer's MLP, or its experts', to the residual stream."""
+        """Add the output of the layer's MLP or experts to the residual stream."""
         inputs = _normalise(hidden, self.config.norm_eps)
         if weights.shared is None:
             hidden += _gate(inputs @ weights.up, len(weights.down)) @ weights.down
@@ -118,7 +133,7 @@ class Model:
             hidden += self._chosen_experts(weights, inputs)
 
     def _all_experts(self, weights: FeedForward, inputs: Array) -> Array:
-        """Every expert as one wide MLP, weighed by 0 where it was not chosen; the shared one by 1."""
+        """All experts as one wide MLP: weight 0 if not chosen, 1 for the shared one."""
         width, experts = len(weights.down), self.config.experts
         projected = inputs @ weights.up
         chosen, shares = route(projected[:, 2 * width :], _bias(weights), self.config)
@@ -131,7 +146,7 @@ class Model:
         return activated @ weights.down
 
     def _chosen_experts(self, weights: FeedForward, inputs: Array) -> Array:
-        """The chosen experts only: tokens sorted by expert, one product each."""
+        """Only the chosen experts: tokens sorted by expert, one product per expert."""
         assert weights.shared is not None
         up, down = weights.shared
         projected = inputs @ up
@@ -161,12 +176,13 @@ class Model:
 
 
 def route(logits: Array, selection_bias: Array, config: ModelConfig) -> tuple[Ints, Array]:
-    """Which experts each token takes, and with what weights (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
+    """Choose the experts of each token, and their weights.
 
-    The bias counts in the choice only. Of the groups, those whose two best experts sum highest stay in it.
+    DeepSeek-V3, arXiv 2412.19437, 2.1.2. The bias affects the choice only. The choice is limited to the groups with the
+    highest sums of their two best scores.
 
     :param logits: shape (tokens, experts)
-    :return: Experts and their weights, each of shape (tokens, experts_per_token); a token's in no particular order
+    :return: Experts and their weights, in no particular order. shapes (tokens, experts_per_token)
     """
     scores = affinity(logits)
     candidates = scores + selection_bias
@@ -185,7 +201,7 @@ def route(logits: Array, selection_bias: Array, config: ModelConfig) -> tuple[In
 
 
 def affinity(logits: Array) -> Array:
-    """The experts' scores of each token: the logistic function. shape kept"""
+    """The experts' scores: the logistic function of the logits, in the same shape."""
     scores = np.exp(-logits)
     scores += 1
     return np.reciprocal(scores, out=scores)
@@ -199,7 +215,7 @@ def log_softmax(logits: Array) -> Array:
 
 
 def _normalise(rows: Array, eps: float, out: Array | None = None) -> Array:
-    """RMSNorm but for its weight and the root of the row's width, which are folded into the next matrix."""
+    """RMSNorm without its weight and the root of the width, which `weights` folds."""
     squares = np.vecdot(rows, rows)
     squares += np.float32(rows.shape[1] * eps)
     np.sqrt(squares, out=squares)
@@ -208,7 +224,9 @@ def _normalise(rows: Array, eps: float, out: Array | None = None) -> Array:
 
 
 def _rotate(rows: Array, rotations: npt.NDArray[np.complex64], rope_dim: int) -> None:
-    """RoPE, in place, on the first `rope_dim` columns: DeepSeek's interleaved pairs are complex numbers as they lie.
+    """Apply RoPE in place to the first `rope_dim` columns.
+
+    DeepSeek interleaves the pairs, so each pair in memory is a complex number.
 
     :param rows: shape (tokens, heads, even width)
     """
@@ -217,9 +235,9 @@ def _rotate(rows: Array, rotations: npt.NDArray[np.complex64], rope_dim: int) ->
 
 
 def _gate(projected: Array, width: int) -> Array:
-    """silu(gate) up, in place of the gates, from [-gate | -up | …]: g u / (1 + exp g) with g, u negated.
+    """Compute silu(gate) * up in place of the gates, from [-gate | -up | …].
 
-    Where exp overflows, silu is 0, and so is the quotient.
+    With g and u negated this is g u / (1 + exp g). If exp overflows, silu is 0, and so is the quotient.
     """
     gates = projected[:, :width]
     denominators = np.exp(gates)

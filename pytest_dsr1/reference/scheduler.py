@@ -1,8 +1,10 @@
-"""Continuous batching: whose tokens each forward pass computes. No input or output, no clock; one call is one pass.
+"""Continuous batching: decides which tokens each forward pass computes.
 
-Running sequences fill the cache's slots from 0 without a gap, so that a decode step reads contiguous memory. Prompts
-are computed in chunks and in order of arrival, several in one pass where they fit; at most one is ever half done, and
-holds the slot behind the running ones. There is no prefix cache: every prompt is computed whole.
+Without input, output or a clock; one call of `Scheduler.step` is one forward pass. Running sequences occupy the cache's
+slots from 0 without a gap, so that a decode step reads contiguous memory. Prompts are computed in chunks and in order
+of arrival, several in one pass if they fit. At most one prompt is partly computed; it has the slot after the running
+ones.
+There is no prefix cache: every prompt is computed completely.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pytest_dsr1.reference.model import PREFILL_TOKENS, Model, log_softmax
 
 
 class FinishReason(StrEnum):
-    """Why a sequence ended, in the words of the API."""
+    """Why a sequence ended, as the API names it."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -27,10 +29,10 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Log-probabilities of consecutive tokens, with the likeliest in their place.
+    """Log-probabilities of consecutive tokens, and of the most likely alternatives.
 
     :param logprobs: shape (tokens,)
-    :param top_ids: Likeliest first. shape (tokens, top)
+    :param top_ids: The alternatives, most likely first. shape (tokens, top)
     :param top_logprobs: shape (tokens, top)
     """
 
@@ -40,7 +42,11 @@ class Scores:
 
     @classmethod
     def of(cls, logits: Array, tokens: Ints, top: int) -> Scores:
-        """Score `tokens` by the logits of their places. shapes (tokens, vocab), (tokens,)"""
+        """Score `tokens` by the logits of their positions; overwrites `logits`.
+
+        :param logits: shape (tokens, vocab)
+        :param tokens: shape (tokens,)
+        """
         logprobs = log_softmax(logits)
         best = logprobs.argmax(axis=1)[:, None] if top == 1 else np.argsort(-logprobs, axis=1, kind="stable")[:, :top]
         return cls(logprobs[np.arange(len(tokens)), tokens], best, np.take_along_axis(logprobs, best, axis=1))
@@ -48,15 +54,15 @@ class Scores:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Sequence:
-    """One prompt and what has been generated from it.
+    """One prompt and the tokens generated from it.
 
     :param prompt: At least one id. shape (tokens,)
-    :param max_tokens: At least 1.
-    :param on_token: Called after each new token; may set `finish_reason` itself, to end the sequence there.
-    :param temperature: 0: the likeliest token; else it is drawn, by a generator of the sequence's own.
+    :param max_tokens: Largest number of tokens to generate, at least 1.
+    :param on_token: Called after each new token; may set `finish_reason` to end the sequence there.
+    :param temperature: 0: the most likely token; otherwise tokens are drawn by the sequence's own generator.
     :param stop_ids: Ids that end the sequence.
-    :param top_logprobs: How many alternatives to score beside each token; None: no scores at all.
-    :param score_prompt: Whether the prompt's tokens are scored too (but for the first, which nothing predicts).
+    :param top_logprobs: Number of alternatives to score for each token; None: no scores.
+    :param score_prompt: Whether to score the prompt's tokens, too, except the first, which nothing predicts.
     """
 
     prompt: Ints
@@ -75,21 +81,24 @@ class Sequence:
     _random: np.random.Generator | None = None
 
     def draw(self, logits: Array) -> int:
-        """A token by softmax(logits / temperature): the largest after adding Gumbel noise. shape (vocab,)"""
+        """Draw a token from softmax(logits / temperature), by the Gumbel-max trick.
+
+        :param logits: shape (vocab,)
+        """
         if self._random is None:
             self._random = np.random.default_rng(self.seed)
         return int((logits / self.temperature + self._random.gumbel(size=len(logits))).argmax())
 
 
 class Scheduler:
-    """Sequences that wait and run.
+    """The waiting and the running sequences.
 
-    :param max_running: Most sequences decoded at a time; the rest wait.
-    :param prefill_tokens: Most prompt tokens in one pass.
-    :param prefill_burst: Most prompt tokens computed between two decode steps while sequences are running: how long a
-        burst of prompts, or a long one, may hold them up.
-    :ivar prompt_tokens: Prompt tokens computed so far.
-    :ivar generated_tokens: Tokens generated so far.
+    :param max_running: Largest number of sequences decoded at a time; the others wait.
+    :param prefill_tokens: Largest number of prompt tokens in one pass.
+    :param prefill_burst: Largest number of prompt tokens computed between two decode steps. It bounds the time for
+        which new prompts delay the running sequences.
+    :ivar prompt_tokens: Number of prompt tokens computed so far.
+    :ivar generated_tokens: Number of tokens generated so far.
     """
 
     def __init__(
@@ -109,7 +118,7 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Sequences that hold a slot."""
+        """Number of sequences that hold a slot."""
         return len(self._running) + (self._partial is not None)
 
     @property
@@ -125,7 +134,7 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is; one that has finished is no error."""
+        """Remove a sequence, waiting or running; if it has finished, nothing happens."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         elif sequence is self._partial:
@@ -135,7 +144,7 @@ class Scheduler:
             self._remove(self._running.index(sequence))
 
     def step(self) -> None:
-        """One forward pass: prompts first, but for a decode step after each burst of them."""
+        """Compute one forward pass: prompts first, but a decode step after each burst."""
         due = self._running and self._since_decode >= self._prefill_burst
         if not due and (self._partial or self._waiting) and len(self._running) < self.max_running:
             self._prefill()
@@ -185,9 +194,10 @@ class Scheduler:
         self._extend(self._running.copy(), self._model.decode(self._cache, ids), 0)
 
     def _extend(self, sequences: list[Sequence], logits: Array, first: int) -> None:
-        """Give each of `sequences`, which run in the slots from `first`, its next token; drop those that it ends.
+        """Append the next token to each of `sequences`; remove those that it ends.
 
         :param logits: shape (sequences, vocab)
+        :param first: The slot of the first sequence; the others follow.
         """
         tokens = logits.argmax(axis=1).tolist()
         self.generated_tokens += len(tokens)
@@ -206,12 +216,12 @@ class Scheduler:
             sequence.on_token(sequence)
             if sequence.finish_reason is not None:
                 finished.append(first + row)
-        # From the back: where all end together, as in a benchmark of one length, nothing has to be moved.
+        # From the last slot to the first: if all end together, as in a benchmark of one length, no slot is moved.
         for slot in reversed(finished):
             self._remove(slot)
 
     def _remove(self, slot: int) -> None:
-        """Free a running sequence's slot, and close the gap."""
+        """Free the slot of a running sequence and close the gap."""
         last = len(self._running) - 1
         self._cache.clear(slot)
         if slot != last:
@@ -223,7 +233,7 @@ class Scheduler:
 
 
 def _score_prompt(sequence: Sequence, logits: Array, count: int) -> None:
-    """Score the prompt tokens that the `count` newest ones predict; the prompt's last token predicts none of it."""
+    """Score the prompt tokens that the last `count` computed ones predict."""
     start = sequence.prefilled - count
     targets = sequence.prompt[start + 1 : sequence.prefilled + 1]
     if len(targets):

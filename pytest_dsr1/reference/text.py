@@ -1,4 +1,4 @@
-"""Between text and ids: the tokenizer, and text that comes a token at a time without a character cut in two."""
+"""The tokenizer, and the conversion of a stream of tokens into text."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pytest_dsr1.reference.weights import CheckpointError
 class Vocabulary:
     """A byte-level tokenizer.
 
-    :ivar token_bytes: What each id stands for; nothing for special tokens, which never show in generated text.
-    :ivar token_json: Each id's text as a JSON string, rendered beforehand; None where the id alone is not text.
+    :ivar token_bytes: The bytes of each id; empty for special tokens, which never appear in generated text.
+    :ivar token_json: The text of each id as a JSON string; None if the bytes of the id alone are not valid UTF-8.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, size: int) -> None:
@@ -37,31 +37,33 @@ class Vocabulary:
     def load(cls, folder: Path, size: int) -> Vocabulary:
         """Read `folder`/tokenizer.json.
 
-        :param size: Ids that the model knows.
-        :raises CheckpointError: It is absent, or not of the byte-level kind.
+        :param size: Number of ids in the model's vocabulary.
+        :raises CheckpointError: if it cannot be read, or is not a byte-level tokenizer.
         """
         path = folder / "tokenizer.json"
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)), size)
         except KeyError as error:
             raise CheckpointError(f"{path}: not a byte-level tokenizer (it has the character {error})") from error
-        except Exception as error:  # tokenizers raises bare Exception, whatever is wrong
+        except Exception as error:  # the library tokenizers raises Exception for every error
             raise CheckpointError(f"{path}: no readable tokenizer ({error})") from error
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`, with what the tokenizer's own template adds."""
+        """The ids of `text`, with the special tokens of the tokenizer's template."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`; bytes that are no text become U+FFFD."""
+        """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join([self.token_bytes[id_] for id_ in ids]).decode(errors="replace")
 
 
 class TextStream:
-    """Turns tokens into text as they come, holding back what may yet change: a begun character, or a begun stop string.
+    """Turns a stream of tokens into text.
 
-    :param stops: Strings that end the text; none of them is ever given out.
-    :ivar stopped_by: The stop string that was met.
+    Holds back text that may still change: an incomplete character, or the beginning of a stop string.
+
+    :param stops: Strings that end the text; none of them is part of it.
+    :ivar stopped_by: The stop string that ended the text; None if none has.
     """
 
     def __init__(self, vocabulary: Vocabulary, stops: tuple[str, ...] = ()) -> None:
@@ -73,15 +75,15 @@ class TextStream:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is held back, so that the next token's own text is what comes next."""
+        """Whether nothing is held back, so that the next text is the next token's own."""
         return not self._held and not self._decoder.getstate()[0]
 
     def push(self, token: int) -> str:
-        """What may be given out after one more token; empty once a stop string was met."""
+        """Add a token; return the text that is final. Empty after a stop string."""
         return self._release(self._decoder.decode(self._bytes[token]))
 
     def flush(self) -> str:
-        """What was held back, at the end."""
+        """The text still held back, at the end of the stream."""
         text = self._release(self._decoder.decode(b"", final=True)) + self._held
         self._held = ""
         return text
@@ -104,9 +106,10 @@ class TextStream:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary: printable Latin-1 is itself, others count from 256.
+    """The byte that each character of a byte-level vocabulary stands for.
 
-    The convention of GPT-2's tokenizer, which byte-level vocabularies have kept.
+    Printable Latin-1 characters stand for themselves, the other bytes for the characters from 256 on. This is the
+    convention of GPT-2's tokenizer, which all byte-level vocabularies follow.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

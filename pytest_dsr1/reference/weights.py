@@ -1,12 +1,15 @@
-"""The checkpoint as the forward pass wants it: a Hugging Face folder, widened to float32, folded into few matrices.
+"""Reads a checkpoint and folds its matrices for the forward pass.
 
-What is folded, so that a step is few and large products (exact but for rounding, done in float64):
+The checkpoint is a Hugging Face folder; its weights are converted to float32. Folding makes a step consist of few large
+matrix products. It is computed in float64 and exact up to rounding:
 
-- RMSNorm's weight and the root of its width into the matrix behind it; the norm is then ``x / sqrt(x.x + n eps)``;
-- the key half of `kv_b_proj` and the softmax scale into `q_b_proj`, the value half into `o_proj`: the *absorbed* form
-  of multi-head latent attention, which attends to latents and never makes keys or values (DeepSeek-V2, arXiv
-  2405.04434, 2.1.2);
-- projections of the same input side by side; gate and up negated, which saves silu a pass (see `model._gate`).
+- RMSNorm's weight and the root of its width are multiplied into the next matrix; the norm is then
+  ``x / sqrt(x.x + n eps)``.
+- The key half of `kv_b_proj` and the softmax scale are multiplied into `q_b_proj`, the value half into `o_proj`. This
+  is the *absorbed* form of multi-head latent attention, which attends to latents and never computes keys or values
+  (DeepSeek-V2, arXiv 2405.04434, 2.1.2).
+- Projections of the same input are concatenated. Gate and up are negated, which saves one pass of silu (see
+  `model._gate`).
 """
 
 from __future__ import annotations
@@ -23,17 +26,17 @@ import numpy.typing as npt
 import safetensors
 
 Array = npt.NDArray[np.float32]
-#: DeepSeek's two inner norms take no epsilon from the configuration: transformers' and the original code's default.
+#: Epsilon of DeepSeek's two inner norms. It is not in the configuration; transformers and the original code use this.
 INNER_NORM_EPS = 1e-6
 
 
 class CheckpointError(ValueError):
-    """The folder holds no model that this engine can compute; says which file and what about it."""
+    """The folder has no model that the engine supports; names the file and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """`config.json`, as far as the forward pass depends on it; names follow the architecture's papers and HF's file."""
+    """The part of `config.json` that the forward pass depends on."""
 
     vocab_size: int
     hidden_size: int
@@ -58,14 +61,14 @@ class ModelConfig:
 
     @property
     def attention_scale(self) -> float:
-        """1 / sqrt of the full query-key width, rope included; no YaRN factor, since only plain RoPE is accepted."""
+        """1 / sqrt(query-key width), RoPE included; without YaRN there is no other factor."""
         return float((self.nope_dim + self.rope_dim) ** -0.5)
 
     @classmethod
     def load(cls, folder: Path) -> ModelConfig:
         """Read `folder`/config.json.
 
-        :raises CheckpointError: It is absent, or describes something that the engine does not compute.
+        :raises CheckpointError: if it cannot be read, or the engine does not support the architecture.
         """
         path = folder / "config.json"
         try:
@@ -76,14 +79,14 @@ class ModelConfig:
         supported = {
             "model_type": (raw.get("model_type"), "deepseek_v3"),
             "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
-            # YaRN with factor 1 stretches nothing and scales nothing; some servers want it there.
+            # YaRN with factor 1 changes nothing; some servers require the entry.
             "rope_type": ("default" if rope.get("factor") == 1 else rope.get("rope_type", "default"), "default"),
             "rope_interleave": (raw.get("rope_interleave", True), True),
             "attention_bias": (raw.get("attention_bias", False), False),
         }
         for name, (found, wanted) in supported.items():
             if found != wanted:
-                raise CheckpointError(f"{path}: {name} is {found!r}; this engine computes only {wanted!r}")
+                raise CheckpointError(f"{path}: {name} is {found!r}; this engine supports only {wanted!r}")
         for name in ("q_lora_rank", "kv_lora_rank"):
             if not isinstance(raw.get(name), int) or raw[name] % 2:
                 raise CheckpointError(f"{path}: {name} is {raw.get(name)!r}; this engine needs an even number")
@@ -117,13 +120,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForward:
-    """What follows attention in a layer: one gated MLP, or routed experts with a shared one.
+    """The part of a layer after attention: a gated MLP, or routed and shared experts.
 
     :param up: [gates | ups | router] of all experts, the shared one last. shape (hidden, 2 width + routed)
     :param down: shape (width, hidden)
-    :param experts: (up, down) of each routed expert, for computing only those that were chosen; empty for a plain MLP.
-    :param shared: (up with the router's columns, down) of the shared expert alone; None for a plain MLP.
-    :param selection_bias: Added to the experts' scores for choosing among them, not for weighing. shape (routed,)
+    :param experts: (up, down) of each routed expert, to compute only the chosen ones; empty for a plain MLP.
+    :param shared: (up with the router's columns, down) of the shared expert; None for a plain MLP.
+    :param selection_bias: Added to the scores when experts are chosen, but not in their weights. shape (routed,)
     """
 
     up: Array
@@ -137,9 +140,9 @@ class FeedForward:
 class Layer:
     """One decoder layer.
 
-    :param inputs: Gives [rope key | latent | 2 spare | query latent]. shape (hidden, rope + kv_lora + 2 + q_lora)
-    :param query: Gives each head's [rope query | latent query], scaled. shape (q_lora, heads (rope + kv_lora))
-    :param output: From every head's attended latent. shape (heads kv_lora, hidden)
+    :param inputs: To [rope key | latent | 2 spare | query latent]. shape (hidden, rope + kv_lora + 2 + q_lora)
+    :param query: To each head's [rope query | latent query], scaled. shape (q_lora, heads * (rope + kv_lora))
+    :param output: From every head's attended latent. shape (heads * kv_lora, hidden)
     """
 
     inputs: Array
@@ -154,7 +157,7 @@ class Weights:
 
     :param embedding: shape (vocab, hidden)
     :param layers: In order.
-    :param head: With the final norm's weight. shape (hidden, vocab)
+    :param head: The output matrix, with the final norm's weight. shape (hidden, vocab)
     """
 
     embedding: Array
@@ -165,15 +168,15 @@ class Weights:
     def load(cls, folder: Path, config: ModelConfig) -> Weights:
         """Read `folder`/model.safetensors (BF16 or F32) and fold it.
 
-        :raises CheckpointError: The file, or a tensor of it, is absent or of another shape.
+        :raises CheckpointError: if the file or a tensor is missing, or a tensor has another shape.
         """
         return _Folder(read_tensors(folder / "model.safetensors"), config).weights()
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """Every tensor of a safetensors file in float32; bf16 is widened, which loses nothing.
+    """Read every tensor of a safetensors file as float32; BF16 converts exactly.
 
-    :raises CheckpointError: The file cannot be read, or holds another type.
+    :raises CheckpointError: if the file cannot be read, or has a tensor of another type.
     """
     try:
         entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]  # a compiled function
@@ -193,7 +196,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 class _Folder:
-    """Folds a checkpoint's tensors (HF names, each linear weight as (out, in)) into `Weights`."""
+    """Folds a checkpoint's tensors (HF names, linear weights as (out, in))."""
 
     def __init__(self, tensors: Mapping[str, Array], config: ModelConfig) -> None:
         self._tensors = tensors
@@ -213,11 +216,11 @@ class _Folder:
         except KeyError as error:
             raise CheckpointError(f"the checkpoint has no {name}.weight") from error
         if tensor.shape != shape:
-            raise CheckpointError(f"{name}.weight has shape {tensor.shape}; the configuration asks for {shape}")
+            raise CheckpointError(f"{name}.weight has shape {tensor.shape}; the configuration requires {shape}")
         return tensor.astype(np.float64)
 
     def _linear(self, name: str, outputs: int, inputs: int = 0) -> npt.NDArray[np.float64]:
-        """The matrix that is multiplied from the right, (in, out)."""
+        """The matrix to multiply with from the right. shape (inputs, outputs)"""
         return self._get(name, outputs, inputs or self._config.hidden_size).T
 
     def _norm(self, name: str, width: int = 0) -> npt.NDArray[np.float64]:
@@ -229,7 +232,7 @@ class _Folder:
         attention = prefix + "self_attn."
         heads, latent, rope = config.heads, config.kv_lora_rank, config.rope_dim
 
-        # kv_a gives [latent | rope key]; the rope goes first, where its pairs lie at even columns.
+        # kv_a gives [latent | rope key]; the rope key is moved to the front, where its pairs begin at even columns.
         kv_a = np.roll(self._linear(attention + "kv_a_proj_with_mqa", latent + rope), rope, axis=1)
         spare = np.zeros((config.hidden_size, 2))
         inputs = np.hstack([kv_a, spare, self._linear(attention + "q_a_proj", config.q_lora_rank)])
@@ -276,7 +279,10 @@ class _Folder:
         )
 
     def _mlp(self, prefix: str, norm: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], ...]:
-        """(gate, up, down) of one gated MLP, its width read off the checkpoint; gate and up normed and negated."""
+        """(gate, up, down) of a gated MLP; gate and up with the norm, and negated.
+
+        The width is taken from the checkpoint.
+        """
         name = prefix + "gate_proj.weight"
         if name not in self._tensors:
             raise CheckpointError(f"the checkpoint has no {name}")

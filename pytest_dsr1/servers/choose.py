@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from pytest_dsr1.core.config import DEFAULT_MODEL, Engine, Point, SweepConfig
@@ -45,8 +46,8 @@ class LaunchPlan:
         return self.recipe.launch_at(point, self.options, self._python)
 
     def launches(self, points: Sequence[Point]) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
-        """Each launch, with the consecutive points that it serves."""
-        return self.recipe.launches(points, self.options, self._python)
+        """The launches of a sweep in its order, each with the consecutive points that it serves."""
+        return tuple((launch, tuple(group)) for launch, group in groupby(points, key=self.launch_for))
 
     @property
     def why(self) -> str:

@@ -47,36 +47,20 @@ class ExternalServer:
         return ()
 
 
-@dataclass
-class BoundServer:
+class BoundServer(ExternalServer):
     """The controller's server in an xdist worker.
 
     :param served: What the controller found.
     """
 
-    served: Served
-    flush: bool = True
-
-    def serve(self, point: Point | None = None) -> Served:
-        return self.inspect()
+    def __init__(self, served: Served, flush: bool = True) -> None:
+        super().__init__(served.url, served.model, flush=flush)
+        self.served = served
 
     def inspect(self) -> Served:
-        before = self.served
-        found = probe.inspect(before.url, before.model)
+        before, found = self.served, super().inspect()
         # Only the controller knows these.
         found = replace(found, engine=before.engine, launch=before.launch, concurrent_servers=before.concurrent_servers)
         if found.num_gpus is None:
             found = replace(found, num_gpus=before.num_gpus, num_gpus_source=before.num_gpus_source)
         return found
-
-    def flush_cache(self) -> None:
-        ExternalServer(self.served.url, flush=self.flush).flush_cache()
-
-    def problem(self, patience_s: float) -> str:
-        return probe.silence(self.served.url, patience_s)
-
-    def stop(self) -> None:
-        """Do nothing: the controller stops it."""
-
-    def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
-        return ()

@@ -135,7 +135,7 @@ class LaunchedServer:
 
     @property
     def kept(self) -> bool:
-        """Whether it was left running."""
+        """Whether `stop` left it running."""
         return self._process is not None and self._process.kept
 
     # -- its start --------------------------------------------------------------------------------------------

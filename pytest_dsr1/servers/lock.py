@@ -12,9 +12,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-
-class ServerBusyError(RuntimeError):
-    """Another session measures this server."""
+from pytest_dsr1.servers import ServerError
 
 
 class ServerLock:
@@ -28,24 +26,26 @@ class ServerLock:
         """Take the lock.
 
         :param purpose: Shown to a session that finds the server locked.
-        :raises ServerBusyError: Another session holds it; the message names its process.
+        :raises ServerError: Another session holds it, which the message names, or it cannot be taken.
         """
-        file = _open(self._url)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(file.read())
-            file.close()
-            raise ServerBusyError(
-                f"{self._url} is being measured by {holder}; wait until it has ended, or stop it"
-            ) from None
-        file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(json.dumps({"pid": os.getpid(), "since": since, "purpose": purpose}))
-        file.flush()
+            file = _open(self._url)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder(file.read())
+                file.close()
+                raise ServerError(f"{self._url} is being measured by {holder}; wait for its end, or stop it") from None
+            file.truncate(0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(json.dumps({"pid": os.getpid(), "since": since, "purpose": purpose}))
+            file.flush()
+        except OSError as error:
+            raise ServerError(f"the server cannot be locked: {error.filename}: {error.strerror}") from None
         self._file = file
 
     def release(self) -> None:
+        """Give the lock back; nothing to do if it is not held."""
         if self._file is not None:
             self._file.close()
             self._file = None

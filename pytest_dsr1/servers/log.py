@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -51,11 +50,6 @@ _TRACEBACK = "Traceback (most recent call last):"
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?:: |$)")
 _ERROR = re.compile(r"(?i:error|exception|failed|fatal|critical|crashed|died|abort|killed|SIG[A-Z]+ received)")
 
-#: The time is what was seen on MI355X.
-_COMPILING = "compiling kernels (a first start takes 20 to 30 minutes)"
-_WEIGHTS = "loading weights"
-_GRAPHS = "capturing CUDA graphs"
-
 
 def new_log(folder: Path, name: str) -> Path:
     """A path that does not exist yet: a server may be started twice in a second."""
@@ -86,6 +80,7 @@ class LogReader:
         self._partial = ""
 
     def lines(self) -> list[str]:
+        """The new lines that have ended, at most the last 64 KiB; none if the log cannot be read."""
         try:
             with self._path.open("rb") as log:
                 # Its end only: a server may write faster than we read.
@@ -100,51 +95,46 @@ class LogReader:
         return lines
 
 
+class _Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A stage of a start, and the words that begin a line of it."""
+
+    words: str
+    text: str
+
+
+class _Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A known cause, and the words of a log that show it."""
+
+    words: str
+    what: str
+    advice: str
+
+
+class _Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What log.toml knows."""
+
+    stage: tuple[_Stage, ...]
+    root: tuple[_Known, ...]
+    killed: tuple[_Known, ...]
+    ended: tuple[_Known, ...]
+
+
+@cache
+def known_words() -> _Words:
+    """The words that are known of SGLang's logs."""
+    return msgspec.toml.decode(Path(__file__).with_name("log.toml").read_bytes(), type=_Words)
+
+
 def progress_of(line: str) -> str | None:
     """The stage of a start in a few words; None if `line` does not tell.
 
     It never says "ready": SGLang logs that too when another server holds its port.
     """
     text = _stampless(_plain(line))
-    for words, said in _STAGES:
-        if match := words.match(text):
-            return said if isinstance(said, str) else said(match)
+    for stage in known_words().stage:
+        if match := re.match(stage.words, text):
+            return stage.text.format_map(match.groupdict())
     return None
-
-
-def _of(stage: str) -> Callable[[re.Match[str]], str]:
-    """A stage with the counts of its progress bar."""
-    return lambda bar: f"{stage} {bar['done']}/{bar['all']}"
-
-
-def _percent(bar: re.Match[str]) -> str:
-    return f"{_GRAPHS} {100 * int(bar['done']) // max(int(bar['all']), 1)} %"
-
-
-# tqdm: "Loading …:  12% Completed | 20/163 [00:31<03:40,  1.54s/it]"; longer numbers are no counts.
-_BAR = r".*?\| *(?P<done>\d{1,9})/(?P<all>\d{1,9}) \["
-
-#: The beginnings of lines in the order of a start, as SGLang 0.5.23, some earlier versions and aiter write them.
-_STAGES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
-    (re.compile(words), said)
-    for words, said in (
-        (r"server_args=", "starting its processes"),
-        (rf"(?:Fetching|Downloading) {_BAR}", _of("downloading the model, file")),
-        (r"\S+\.safetensors: +\d+%\|", "downloading the model"),
-        (r"Init (?:torch distributed|parallel) begin", "connecting its processes"),
-        (rf"(?:Loading|Multi-thread loading)\b.*?(?:shards|safetensors|weights){_BAR}", _of(_WEIGHTS)),
-        (r"Load weight begin", _WEIGHTS),
-        (r"Load weight end", "allocating the KV cache"),
-        (r"(?:KV Cache is allocated|Memory pool end)", "preparing to serve"),
-        (rf"Capturing (?:batches|num tokens|prefill shape)\b{_BAR}", _percent),
-        (r"Capture .*(?:graph|Graph)\b.* begin", _GRAPHS),
-        (r"Capture .*(?:graph|Graph)\b.* end", "preparing to serve"),
-        (r".*?(?:start build \[|waiting for baton release|DeepGEMM JIT (?:Pre-)?Compil|DeepGEMM warmup)", _COMPILING),
-        (r"Running FlashInfer autotune", "choosing kernels"),
-        (r"INFO: +Started server process", "opening its port"),
-        (r"INFO: +Uvicorn running on", "answering its first request"),
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,28 +147,6 @@ class Cause:
 
     what: str
     advice: str
-
-
-class _Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A known cause, and the words of a log that show it (see causes.toml)."""
-
-    words: str
-    what: str
-    advice: str
-
-    def in_line(self, line: str) -> Cause | None:
-        if not (match := re.search(self.words, line)):
-            return None
-        found = {name: _cut(value.strip().rstrip(".,;"), _VALUE_LENGTH) for name, value in match.groupdict("").items()}
-        return Cause(self.what.format_map(found), self.advice.format_map(found))
-
-
-@cache
-def known_causes() -> tuple[tuple[_Known, ...], ...]:
-    """The entries of causes.toml: roots, killed processes, ended processes."""
-    text = Path(__file__).with_name("causes.toml").read_bytes()
-    tables = msgspec.toml.decode(text, type=dict[str, tuple[_Known, ...]])
-    return tables["root"], tables["killed"], tables["ended"]
 
 
 def cause_of_end(lines: Sequence[str]) -> Cause | None:
@@ -198,7 +166,7 @@ def telling_lines(lines: Sequence[str], limit: int = 12) -> list[str]:
         return []
     at = _telling(texts)
     if at is None:
-        return _shown(texts[-limit:])
+        return [_cut(text, _SHOWN_LENGTH) for text in texts[-limit:]]
     end = min(at + 1 + _AFTER, len(texts)) if limit > 1 + _AFTER else at + 1
     head = _traceback(texts, at)
     start = max(end - limit, at - _BEFORE if head is None else head, 0)
@@ -206,7 +174,7 @@ def telling_lines(lines: Sequence[str], limit: int = 12) -> list[str]:
     # The head replaces one of the frames.
     if head is not None and head < start < at:
         chosen[0] = texts[head]
-    return _shown(chosen)
+    return [_cut(text, _SHOWN_LENGTH) for text in chosen]
 
 
 def _telling(texts: Sequence[str]) -> int | None:
@@ -234,15 +202,17 @@ def _traceback(texts: Sequence[str], at: int) -> int | None:
 def _found(texts: Sequence[str]) -> tuple[int, Cause] | None:
     """The known cause, and the index of the line that shows it."""
     last = [
-        (index, _stampless(text)[:_SEARCHED_LENGTH])
-        for index, text in islice(zip(range(len(texts) - 1, -1, -1), reversed(texts), strict=True), _SEARCHED_LINES)
-        if not _is_noise(text)
+        (index, _stampless(texts[index])[:_SEARCHED_LENGTH])
+        for index in range(len(texts) - 1, -1, -1)
+        if not _is_noise(texts[index])
     ]
-    for group in known_causes():
+    words = known_words()
+    for group in (words.root, words.killed, words.ended):
         for index, message in last:
             for known in group:
-                if cause := known.in_line(message):
-                    return index, cause
+                if match := re.search(known.words, message):
+                    values = {name: _cut(value, _VALUE_LENGTH) for name, value in match.groupdict("").items()}
+                    return index, Cause(known.what.format_map(values), known.advice.format_map(values))
     return None
 
 
@@ -264,10 +234,6 @@ def _stampless(text: str) -> str:
 
 def _is_noise(text: str) -> bool:
     return _NOISE.match(_stampless(text)) is not None
-
-
-def _shown(texts: Sequence[str]) -> list[str]:
-    return [_cut(text, _SHOWN_LENGTH) for text in texts]
 
 
 def _cut(text: str, length: int) -> str:

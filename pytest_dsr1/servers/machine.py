@@ -120,8 +120,10 @@ def _from_library(question: str, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Names of the GPUs that a vendor's library knows of; none where it is missing or fails."""
     try:
         # -P: a module of the current folder must not stand in for a library.
-        gpus = json.loads(ask([sys.executable, "-P", "-c", question], environ, GPU_TIMEOUT_S))
-    except (NoAnswerError, ValueError):
+        said = ask([sys.executable, "-P", "-c", question], environ, GPU_TIMEOUT_S)
+        # A library may print warnings before.
+        gpus = json.loads(said.splitlines()[-1])
+    except (NoAnswerError, ValueError, IndexError):
         return ()
     return tuple(gpu if isinstance(gpu, str) else _amd_name(*map(str, gpu)) for gpu in gpus)
 

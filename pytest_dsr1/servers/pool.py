@@ -11,7 +11,7 @@ from pytest_dsr1.core.server import changes_between
 from pytest_dsr1.servers import Reporter, Served, Server, ServerError
 from pytest_dsr1.servers.choose import Choice, LaunchPlan, choose
 from pytest_dsr1.servers.launch import shell_line
-from pytest_dsr1.servers.lock import ServerBusyError, ServerLock
+from pytest_dsr1.servers.lock import ServerLock
 
 
 class ServerPool:
@@ -158,12 +158,9 @@ class ServerPool:
                 lock.acquire(self._purpose)
                 self._locks[served.url] = lock
             self._on_served(served, point)
-        except (ServerError, ServerBusyError) as error:
-            self._failure = error if isinstance(error, ServerError) else ServerError(str(error))
-            raise self._failure from None
-        except OSError as error:
-            self._failure = ServerError(f"the server cannot be locked: {error.filename}: {error.strerror}")
-            raise self._failure from None
+        except ServerError as error:
+            self._failure = error
+            raise
         self._served[place] = served
         return served
 

@@ -44,7 +44,7 @@ def holder_of(port: int) -> Holder | None:
     listening = (each for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr[1:] == (port,))
     for pid in sorted({each.pid for each in listening if each.pid is not None}):
         with suppress(psutil.Error):
-            process = _process(pid)
+            process = _remembered(pid)
             command = " ".join(" ".join(process.cmdline()).split())
             return Holder(pid, _SECRET.sub(r"\1…", command) or process.name(), process.create_time())
     return None
@@ -55,7 +55,7 @@ def holder_of(port: int) -> Holder | None:
 _processes: dict[int, psutil.Process] = {}
 
 
-def _process(pid: int) -> psutil.Process:
+def _remembered(pid: int) -> psutil.Process:
     """:raises psutil.NoSuchProcess: It has ended."""
     if pid not in _processes or not _processes[pid].is_running():
         _processes[pid] = psutil.Process(pid)

@@ -8,15 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    retry_if_result,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_fixed,
-)
+import tenacity
 
 from pytest_dsr1.core.server import Served, describe, is_loopback
 from pytest_dsr1.servers import ServerError
@@ -46,10 +38,11 @@ def _get(url: str, timeout_s: float, tries: int) -> requests.Response:
 
     :raises requests.RequestException: No answer.
     """
-    retrying = Retrying(
-        retry=retry_if_exception(_is_broken_connection) | retry_if_result(lambda reply: reply.status_code >= 500),
-        stop=stop_after_attempt(tries),
-        wait=wait_fixed(PAUSE_S),
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_broken_connection)
+        | tenacity.retry_if_result(lambda reply: reply.status_code >= 500),
+        stop=tenacity.stop_after_attempt(tries),
+        wait=tenacity.wait_fixed(PAUSE_S),
         retry_error_callback=_last,
     )
     return retrying(request, "GET", url, timeout_s)
@@ -60,7 +53,7 @@ def _is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, requests.ConnectionError) and not isinstance(error, requests.Timeout)
 
 
-def _last(state: RetryCallState) -> requests.Response:
+def _last(state: tenacity.RetryCallState) -> requests.Response:
     """The last answer, or the last exception, in place of tenacity's own."""
     assert state.outcome is not None
     reply: requests.Response = state.outcome.result()
@@ -184,11 +177,11 @@ def flush_cache(url: str, deadline_s: float = FLUSH_DEADLINE_S) -> str:
 
     :return: Why it was not emptied; empty if it was, or if the server has no such call (404, 405).
     """
-    retrying = Retrying(
+    retrying = tenacity.Retrying(
         # Any other status: SGLang is busy, and flushes only when nothing runs.
-        retry=retry_if_result(lambda reply: reply.status_code not in (200, 404, 405)),
-        stop=stop_after_delay(deadline_s),
-        wait=wait_fixed(_FLUSH_PAUSE_S),
+        retry=tenacity.retry_if_result(lambda reply: reply.status_code not in (200, 404, 405)),
+        stop=tenacity.stop_after_delay(deadline_s),
+        wait=tenacity.wait_fixed(_FLUSH_PAUSE_S),
         retry_error_callback=_last,
     )
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -177,16 +176,6 @@ class Recipe(RecipeFile, frozen=True, kw_only=True):
             host=host,
             port=options.port,
         )
-
-    def launches(
-        self, points: Sequence[Point], options: LaunchOptions, python: str
-    ) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
-        """The launches of a sweep in its order, each with the consecutive points that it serves.
-
-        :raises RecipeError: As `launch_at` does.
-        """
-        runs = groupby(points, key=lambda point: self.launch_at(point, options, python))
-        return tuple((launch, tuple(group)) for launch, group in runs)
 
 
 def recipe_names() -> tuple[str, ...]:

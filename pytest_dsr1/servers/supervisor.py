@@ -1,14 +1,14 @@
-"""Stands between pytest and a server that it started, and ends that server when pytest is gone, however it went.
+"""A process between pytest and a server: it ends the server when pytest is gone.
 
-A process of its own, run by file name under any Python: it needs the standard library and nothing of this package. The
-kernel closes its standard input when pytest dies, by SIGKILL too; a signal upon a parent's death would not do, since it
-also comes when only the thread ends that launched the server.
+It is run as a script by an isolated Python, which may not find packages of the user: it imports the standard library
+only. The kernel closes its standard input when pytest dies, by SIGKILL too. (PR_SET_PDEATHSIG on the server would not
+be enough: that signal is also sent when only the thread that started the server ends.)
 
-Standard input: one JSON object (`argv`, `environment` to add, `log`, `grace_s`), then lines: `ready`, `stop`, `keep`,
-and `kill` to one that was told to stop.
-Standard output: JSON objects, one a line: `started` (the server's pid) or `failed` (why it was not), `log_error`
-(the log cannot be written; the server is not disturbed by that), `kept`, and at the end `ended` (status as subprocess
-has it, negative for a signal) with `tail` (the output's last lines) and `removed` (files in /dev/shm).
+Standard input: one JSON object (`argv`, `environment` to add, `log`, `grace_s`), then lines: `ready`, `stop`, `keep`;
+`kill` after `stop` ends the grace.
+Standard output: JSON objects, one a line: `started` (the server's pid) or `failed` (why), `log_error` (why the log
+cannot be written; the server goes on), `kept`, and at the end `ended` (status as in subprocess, negative for a signal)
+with `tail` (the last lines of the output) and `removed` (files in /dev/shm).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Any
 #: <linux/prctl.h>
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SHM = Path("/dev/shm")
-#: What SGLang, and the libraries that it uses, call their files there; a name alone is never enough to remove one.
+#: How SGLang and its libraries name their files there. The name is only one of the conditions for removing a file.
 _SHM_PREFIXES = ("sglang_", "sgl_shm_", "multi_tokenizer_args_", "nccl-", "cuda.shm.", "psm_", "torch_")
-#: Kept for the report of its end: what can be told without the log.
+#: Of the output, kept for the report of the end.
 TAIL_LINES = 100
 LINE_LENGTH = 300
-#: After SIGKILL: processes in an uninterruptible wait (a GPU driver's) need a moment.
+#: After SIGKILL: processes that wait for a GPU driver take a moment to end.
 _REAP_S = 10.0
 
 
@@ -52,11 +52,10 @@ class Supervisor:
         self._kept = False
         self._shm_before = set(_names(_SHM))
         self._shm_seen: set[int] = set()
-        self._started = time.time()
 
     def run(self) -> None:
-        """Start it, wait for its end or for the order to end it, and leave nothing behind."""
-        # Whatever its descendants detach from becomes a child of this process, and is found at the end.
+        """Start the server, wait for its end or for the order to end it, and remove what it leaves."""
+        # Descendants that lose their parent become children of this process, which finds them at the end.
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         woken, waker = os.pipe()
         for end in (woken, waker):
@@ -66,16 +65,15 @@ class Supervisor:
             signal.signal(number, lambda *_: None)
         try:
             self._log = os.open(self._order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            # stderr into stdout: one stream, so that lines stay in order.
             server = subprocess.Popen(
                 self._order["argv"],
                 env=os.environ | self._order["environment"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                # Its own session and process group: a terminal's Ctrl+C is pytest's to handle.
+                # In its own session, it does not get a terminal's Ctrl+C, which pytest handles.
                 start_new_session=True,
-                # Should this process be killed itself, the server ends in good order. There are no threads here.
+                # If this process is killed, the server gets a SIGTERM. This process has one thread only.
                 preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
             )
         except OSError as error:
@@ -117,7 +115,7 @@ class Supervisor:
         _say(ended=self._status, tail=[*self._tail], removed=self._remove_shm())
 
     def _keep(self, pid: int) -> None:
-        """Go on without pytest, until the server ends or this process gets a SIGTERM."""
+        """Continue without pytest, until the server ends or this process gets a SIGTERM."""
         self._kept = True
         _say(kept=pid)
         nowhere = os.open(os.devnull, os.O_RDWR)
@@ -127,7 +125,7 @@ class Supervisor:
     # -- its output -------------------------------------------------------------------------------------------
 
     def _drain(self, output: int) -> None:
-        """Read what it has written: never blocked on a full disk, it must not stop for its log."""
+        """Read the output. A log that cannot be written must not stop the server."""
         for _ in range(64):
             try:
                 data = os.read(output, 1 << 16)
@@ -161,31 +159,31 @@ class Supervisor:
                     self._status = os.waitstatus_to_exitcode(found[1])
 
     def _end(self, server: int, output: int) -> None:
-        """Ask it to end, and make it end after the grace."""
+        """SIGTERM, and SIGKILL after the grace."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(server, signal.SIGTERM)
-            # One that was stopped can only then do as it is asked.
+            # A stopped process (SIGSTOP) would not handle SIGTERM.
             os.killpg(server, signal.SIGCONT)
         deadline = time.monotonic() + self._order["grace_s"]
         while self._status is None and time.monotonic() < deadline:
             select.select([output] if self._output_open else [], [], [], 0.05)
             self._drain(output)
             self._reap(server)
-            if self._is_in_a_hurry():
+            if self._was_told_to_kill():
                 break
         if self._status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server, signal.SIGKILL)
 
-    def _is_in_a_hurry(self) -> bool:
-        """Whether it was told not to wait for the grace."""
+    def _was_told_to_kill(self) -> bool:
+        """Whether the grace was ended."""
         with contextlib.suppress(BlockingIOError):
             os.set_blocking(0, False)
             return b"kill" in os.read(0, 4096)
         return False
 
     def _kill_rest(self, server: int) -> None:
-        """Its process group, and whatever left the group: no process of it goes on."""
+        """Kill its process group and every descendant that left the group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server, signal.SIGKILL)
         deadline = time.monotonic() + _REAP_S
@@ -203,18 +201,18 @@ class Supervisor:
     # -- what it leaves in /dev/shm ---------------------------------------------------------------------------
 
     def _look_at_shm(self, server: int) -> None:
-        """Note the files there that its processes have mapped; not while it is measured, since that takes time."""
+        """Note the files that its processes have mapped. Not called while it is measured, since it takes time."""
         for pid in (server, *_descendants(server)):
             self._shm_seen |= _mapped(pid)
 
     def _remove_shm(self) -> list[str]:
-        """Remove those files of it that nobody alive uses: a killed server cannot do it itself."""
+        """Remove its files that no process uses: a killed server cannot remove them itself."""
         ours: dict[str, int] = {}
         for name in set(_names(_SHM)) - self._shm_before:
             with contextlib.suppress(OSError):
                 found = (_SHM / name).lstat()
-                mine = found.st_uid == os.getuid() and found.st_ctime >= self._started - 1.0
-                if mine and (found.st_ino in self._shm_seen or name.startswith(_SHM_PREFIXES)):
+                known = found.st_ino in self._shm_seen or name.startswith(_SHM_PREFIXES)
+                if known and found.st_uid == os.getuid():
                     ours[name] = found.st_ino
         used = set().union(*map(_mapped, _pids())) if ours else set()
         removed = []
@@ -226,13 +224,13 @@ class Supervisor:
 
 
 def _prctl(option: int, value: int) -> None:
-    # Absent outside Linux; then the process group is all that is ended.
+    # Absent outside Linux; only the process group is ended there.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _say(**event: Any) -> None:
-    # Nobody may be left to hear it.
+    # pytest may be gone.
     with contextlib.suppress(OSError):
         os.write(1, (json.dumps(event) + "\n").encode())
 
@@ -242,7 +240,7 @@ def _pids() -> Iterator[int]:
 
 
 def _descendants(ancestor: int) -> Iterator[int]:
-    """Every living process below `ancestor`."""
+    """The living descendants of a process."""
     parents = dict(_parents())
     for pid in parents:
         above: int | None = parents[pid]
@@ -256,16 +254,16 @@ def _descendants(ancestor: int) -> Iterator[int]:
 def _parents() -> Iterable[tuple[int, int]]:
     for pid in _pids():
         with contextlib.suppress(OSError):
-            # The command's name stands in brackets, and may hold anything.
+            # The command's name is in parentheses, and may contain parentheses itself.
             state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             if state != "Z":
                 yield pid, int(parent)
 
 
 def _mapped(pid: int) -> set[int]:
-    """Inodes in /dev/shm that a process has mapped or open; empty for one that may not be looked at.
+    """Inodes in /dev/shm that a process has mapped or open; empty if it may not be inspected.
 
-    Not names: the C library makes a semaphore under another one, which is what the kernel goes on to show.
+    Not names: the C library creates a semaphore under a temporary name, which is the one that the kernel shows.
     """
     found = set()
     prefix = f"{_SHM}/"
@@ -290,7 +288,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _first_line() -> bytes:
-    """One line of standard input, and not a byte more: what follows is for select to wait for."""
+    """One line of standard input, unbuffered: select must see the bytes that follow."""
     line = b""
     while not line.endswith(b"\n") and (byte := os.read(0, 1)):
         line += byte

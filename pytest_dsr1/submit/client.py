@@ -1,4 +1,4 @@
-"""Client of a leaderboard, a Gradio app: asks for labels, sends a row with one POST, reads its outcome with one GET."""
+"""Gradio's protocol: GET the labels, POST a row once, GET its outcome once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import msgspec
 import requests
 import urllib3
 
@@ -104,9 +103,12 @@ class Leaderboard:
         if status != 200:
             raise self._not_received(response, body)
         try:
-            return msgspec.json.decode(body, type=dict[str, Any])
+            found = json.loads(body)
         except ValueError:
-            raise self._not_ready("HTML" if is_html(body) else "no JSON object") from None
+            found = None
+        if not isinstance(found, dict):
+            raise self._not_ready("HTML" if is_html(body) else "something that is no JSON object")
+        return found
 
     def _not_received(self, response: requests.Response, body: bytes) -> LeaderboardError:
         """The error for a status that says that no handler has run."""
@@ -121,7 +123,8 @@ class Leaderboard:
         return LeaderboardError(message, transient=status in _TRANSIENT | _GATEWAY)
 
     def _not_ready(self, what: str) -> LeaderboardError:
-        return LeaderboardError(f"{self.url} answers {what}, as a Space that sleeps or is being built", transient=True)
+        message = f"{self.url} answers with {what}, like a Space that sleeps or is being built"
+        return LeaderboardError(message, transient=True)
 
     def submit(self, data: Sequence[object], timeout_s: float, log: Callable[[SubmissionState, str], None]) -> Delivery:
         """Send one row and wait for its outcome. Call `labels` first.
@@ -148,7 +151,7 @@ class Leaderboard:
         return Delivery(SubmissionState.PENDING, why)
 
     def _post(self, content: bytes, deadline: float) -> str | Delivery:
-        """Send once. Returns the event's id, or a Delivery if the outcome is known without it.
+        """Send once. Returns the event's id, or the Delivery if that is known already.
 
         :raises LeaderboardError: The row was certainly not received.
         """
@@ -229,7 +232,7 @@ class Leaderboard:
         return request
 
     def _shortened(self, text: str) -> str:
-        """A text of the leaderboard as part of a message: one line, short, and without the token if it echoes it."""
+        """A leaderboard's text for a message: one line, short, without an echoed token."""
         if self._token:
             text = text.replace(self._token, "[HF_TOKEN]")
         text = one_line(text)
@@ -269,7 +272,7 @@ def _body(response: requests.Response, deadline: float) -> bytes:
 
 
 def _name_of(error: Exception) -> str:
-    """What went wrong, without the URLs, headers and addresses that an error's text may contain."""
+    """An error's name, because its text may contain URLs, headers and addresses."""
     return "it took too long" if isinstance(error, _LimitError) else type(error).__name__
 
 
@@ -280,7 +283,7 @@ def _never_connected(error: Exception) -> bool:
 
 
 def _attempts(deadline: float) -> Iterator[None]:
-    """One item for each attempt, after a pause that grows; ends when the next pause would last beyond the deadline."""
+    """One item per attempt, until the growing pause between two passes the deadline."""
     pause_s, longest_s = BACK_OFF_S
     while True:
         yield

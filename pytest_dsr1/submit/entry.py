@@ -1,4 +1,4 @@
-"""From a result to the values that a leaderboard takes, and what forbids to submit it."""
+"""From a result to the values that are sent, and why it may not be sent."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from pytest_dsr1.core.baselines import B200Table
-from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.evidence import Severity
 from pytest_dsr1.core.gate import GateStatus
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.submit.schema import B200_FIELDS, LABELS, Field, Schema
+from pytest_dsr1.submit.schema import LABELS, Field, Schema
 
 #: From a result, and whether its leaderboard is on this machine, to why it may not be sent: one line for each reason.
 Objections: TypeAlias = Callable[[Result, bool], Iterable[str]]
@@ -26,9 +24,9 @@ class EntryError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """The values of one result, by field; a leaderboard's schema selects and orders them.
+    """The values of one result. A leaderboard's schema selects and orders them.
 
-    :param values: A field that the result does not have is absent.
+    :param values: By field; one that the result does not have is absent.
     """
 
     values: Mapping[Field, str | int | float]
@@ -39,7 +37,7 @@ class Entry:
         return int(self.values[Field.CONC])
 
     def key(self, url: str) -> str:
-        """The identity of this entry on the leaderboard at `url`; independent of the leaderboard's order."""
+        """Identifies this entry on the leaderboard at `url`, in whatever order it is sent."""
         content = json.dumps([url, sorted((str(field), value) for field, value in self.values.items())])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -48,11 +46,7 @@ class Entry:
 
         :raises EntryError: A value is missing that may not be left empty.
         """
-        missing = [
-            LABELS[field]
-            for place, field in enumerate(schema.fields)
-            if field not in self.values and not schema.may_be_empty(place)
-        ]
+        missing = [LABELS[field] for field in schema.required if field not in self.values]
         if missing:
             why = ": no B200 baseline is known for these lengths" if any("B200" in label for label in missing) else ""
             raise EntryError(f"the leaderboard needs {', '.join(missing)}, which the result lacks{why}")
@@ -105,9 +99,3 @@ def own_objections(result: Result, loopback: bool) -> Iterator[str]:
     # Last, because the verdict repeats one of the reasons above in fewer words.
     if not result.passed:
         yield f"it did not pass{': ' + result.reason if result.reason else ''}"
-
-
-def lacks_baseline(point: Point, schema: Schema, b200: B200Table) -> bool:
-    """Whether the leaderboard requires B200's figures, and none are published for `point`."""
-    required = any(field in B200_FIELDS and not schema.may_be_empty(place) for place, field in enumerate(schema.fields))
-    return required and b200.row(point) is None

@@ -7,8 +7,8 @@ null, with a string, or with an object whose `error` is a string or null.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
@@ -61,32 +61,25 @@ class Delivery(msgspec.Struct, frozen=True):
         return f"pending: {self.message}"
 
 
-@dataclass
 class EventParser:
     """Parses a stream that arrives in pieces of any size.
 
     Lines end with LF or CRLF. An event ends with an empty line; one that is cut off before it is dropped.
     """
 
-    _rest: bytes = b""
-    _name: str = ""
-    _data: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._rest = b""
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
         """The events that `chunk` completes: name, and data lines joined by line feeds."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for raw in lines:
-            line = raw.removesuffix(b"\r").decode("utf-8", "replace")
-            if line:
-                key, _, value = line.partition(":")
-                value = value.removeprefix(" ")
-                if key == "event":
-                    self._name = value
-                elif key == "data":
-                    self._data.append(value)
-            elif self._name or self._data:
-                yield self._name, "\n".join(self._data)
-                self._name, self._data = "", []
+        *blocks, self._rest = re.split(rb"\r?\n\r?\n", self._rest + chunk)
+        for block in blocks:
+            lines = re.split(r"\r?\n", block.decode("utf-8", "replace"))
+            fields = [(key, value.removeprefix(" ")) for key, _, value in (line.partition(":") for line in lines)]
+            name = next((value for key, value in reversed(fields) if key == "event"), "")
+            data = [value for key, value in fields if key == "data"]
+            if name or data:
+                yield name, "\n".join(data)
 
 
 def delivery_of(name: str, data: str) -> Delivery | None:
@@ -127,7 +120,7 @@ def is_html(body: bytes) -> bool:
 
 
 def error_detail(body: bytes) -> str:
-    """What the body of an HTTP error says: the `detail` of Gradio's JSON, else the beginning of the body."""
+    """What an HTTP error's body says: `detail` of Gradio's JSON, else its beginning."""
     try:
         said = json.loads(body)
     except ValueError:

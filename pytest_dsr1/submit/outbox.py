@@ -1,4 +1,4 @@
-"""Two files that submissions need: the outbox of a batch, and the labels that a user has accepted.
+"""The files of submissions: a batch's outbox, and the labels that a user accepted.
 
 A submission is in the outbox before it is sent. Whatever ends the process, the file says what may have been sent.
 """
@@ -39,7 +39,7 @@ class Record(Delivery, frozen=True, kw_only=True):
 
 
 class Outbox:
-    """`submissions.jsonl` of one batch folder. Only the process that holds the batch's lock may write it."""
+    """`submissions.jsonl` of a batch folder, written under the batch's lock only."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / OUTBOX_NAME
@@ -63,7 +63,7 @@ class Outbox:
             os.fsync(file.fileno())
 
     def records(self) -> Iterator[Record]:
-        """All records, oldest first; lines that are incomplete or of another version are left out."""
+        """All records, oldest first, without incomplete lines and other versions."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -75,7 +75,7 @@ class Outbox:
                 continue
 
     def latest(self) -> dict[str, Record]:
-        """The last record of each key. If the process ended while sending, its state is UNKNOWN."""
+        """The last record of each key; UNKNOWN if the process ended while sending."""
         latest = {record.key: record for record in self.records()}
         for key, record in latest.items():
             if record.state is SubmissionState.SENDING:
@@ -101,7 +101,7 @@ def accept(reports: Path, url: str, labels: Sequence[str]) -> None:
 
 
 def _accepted(reports: Path) -> dict[str, list[str]]:
-    """Labels by URL; empty where the file is absent or damaged: then the user is asked once more."""
+    """Labels by URL. If the file is damaged, the user has to accept them once more."""
     try:
         return msgspec.json.decode((reports / ACCEPTED_NAME).read_bytes(), type=dict[str, list[str]])
     except (OSError, ValueError):

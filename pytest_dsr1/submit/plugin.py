@@ -21,9 +21,9 @@ from pytest_dsr1.core.routing import leaderboard_for, server_problem
 from pytest_dsr1.core.server import Served, is_loopback
 from pytest_dsr1.options import reading
 from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
-from pytest_dsr1.submit.entry import Objections, lacks_baseline, own_objections
-from pytest_dsr1.submit.events import Delivery, SubmissionState
-from pytest_dsr1.submit.schema import SchemaError
+from pytest_dsr1.submit.entry import Objections, own_objections
+from pytest_dsr1.submit.events import SubmissionState
+from pytest_dsr1.submit.schema import B200_FIELDS, SchemaError
 from pytest_dsr1.submit.send import Terms, read_schema, submit_batch
 
 #: A session that ended by itself. With any other exit status, the user or an error has interrupted it.
@@ -72,7 +72,7 @@ def with_hook(config: pytest.Config) -> Objections:
 
 
 def _terms(config: SweepConfig, environ: Mapping[str, str], objections: Objections) -> Terms:
-    """Terms that ask no question, so that nothing is sent again that may have been received."""
+    """Terms without questions: a row that may have arrived is not sent again."""
     return Terms(
         reports=config.reports_dir,
         token=environ.get(TOKEN_VARIABLE, "").strip(),
@@ -83,7 +83,7 @@ def _terms(config: SweepConfig, environ: Mapping[str, str], objections: Objectio
 
 
 class SubmitPlugin:
-    """The plugin object of a session in mode submit, in the process that owns the sweep."""
+    """The plugin object of mode submit, in the process that owns the sweep."""
 
     def __init__(
         self, sweep: SubmittingSweep, environ: Mapping[str, str], objections: Objections = own_objections
@@ -119,16 +119,16 @@ class SubmitPlugin:
             raise pytest.UsageError(f"{url}: {error}") from None
         except LeaderboardError as error:
             return f"dsr1: WARNING the leaderboard cannot be asked now; it is asked again at the end: {error}"
-        lacking = [conc for conc in config.concurrencies if lacks_baseline(Point(scenario, conc), schema, b200_table())]
+        unpublished = [conc for conc in config.concurrencies if b200_table().row(Point(scenario, conc)) is None]
+        lacking = unpublished if B200_FIELDS & set(schema.required) else []
         concs = ", ".join(map(str, lacking))
         if len(lacking) == len(config.concurrencies):
             raise pytest.UsageError(
                 f"{url} requires B200's figures, and none are published for ISL/OSL {scenario} at CONC {concs}: "
                 "no result could be submitted; name another leaderboard with --leaderboard-url, or drop --submit-team"
             )
-        rehearsal = " (a rehearsal on this machine)" if is_loopback(url) else ""
         exception = f", except CONC {concs}: no B200 figures are published there" if lacking else ""
-        return f"dsr1: submits to {url}{rehearsal}{exception}"
+        return f"dsr1: submits to {url}{_rehearsal(url)}{exception}"
 
     def pytest_report_header(self) -> list[str]:
         return self._header
@@ -158,17 +158,11 @@ class SubmitPlugin:
 
         Returns whether anything was not accepted.
         """
-        config = self._sweep.config
-        url = leaderboard_for(journal.batch.scenario, config.leaderboard_url)
-        if url is None:
-            self._closing.append(_no_leaderboard(journal.batch.scenario))
-            journal.note(self._closing[-1])
-            return False
-        assert config.team is not None, "mode submit has a team"
         postponed = "" if ended else "the session was interrupted"
-        deliveries = submit_batch(journal, config.team, url, self._terms, postponed=postponed)
-        self._closing += _closing_lines(deliveries, url, self._sweep.shown(journal.folder))
-        return any(delivery.state is not SubmissionState.ACCEPTED for delivery in deliveries.values())
+        retry = self._sweep.shown(journal.folder)
+        lines, states = _send(journal, self._sweep.config, self._terms, retry, postponed)
+        self._closing += lines
+        return not states <= {SubmissionState.ACCEPTED}
 
     # trylast: below the sweep's own section.
     @pytest.hookimpl(trylast=True)
@@ -177,22 +171,33 @@ class SubmitPlugin:
             terminalreporter.write_line(line)
 
 
-def _no_leaderboard(scenario: Scenario) -> str:
-    return f"nothing to submit to: there is no leaderboard for ISL/OSL {scenario}"
+def _send(
+    journal: Journal, config: SweepConfig, terms: Terms, retry: str, postponed: str = ""
+) -> tuple[list[str], set[SubmissionState]]:
+    """Send a batch; returns lines for the terminal, and the states of its points.
 
-
-def _closing_lines(deliveries: Mapping[int, Delivery], url: str, retry: str) -> list[str]:
-    """What the terminal says about one batch.
-
-    :param deliveries: By CONC.
     :param retry: What to type after `--submit-pending` in order to send the rest.
+    :param postponed: Why nothing is sent now; empty to send.
     """
+    url = leaderboard_for(journal.batch.scenario, config.leaderboard_url)
+    if url is None:
+        line = f"nothing to submit to: there is no leaderboard for ISL/OSL {journal.batch.scenario}"
+        journal.note(line)
+        return [line], set()
+    assert config.team is not None, "mode submit has a team"
+    deliveries = submit_batch(journal, config.team, url, terms, postponed=postponed)
     if not deliveries:
-        return [f"nothing to submit to {url}: no point was measured to its end"]
-    lines = [f"submission to {url}", *(f"CONC {conc}: {delivery.words}" for conc, delivery in deliveries.items())]
-    if {delivery.state for delivery in deliveries.values()} & {SubmissionState.PENDING, SubmissionState.UNKNOWN}:
+        return [f"nothing to submit to {url}: no point was measured to its end"], set()
+    lines = [f"submission to {url}{_rehearsal(url)}"]
+    lines += [f"CONC {conc}: {delivery.words}" for conc, delivery in deliveries.items()]
+    states = {delivery.state for delivery in deliveries.values()}
+    if states & {SubmissionState.PENDING, SubmissionState.UNKNOWN}:
         lines.append(f"send what is pending with: pytest --submit-pending {retry}")
-    return lines
+    return lines, states
+
+
+def _rehearsal(url: str) -> str:
+    return " (a rehearsal on this machine)" if is_loopback(url) else ""
 
 
 def submit_pending(
@@ -210,34 +215,24 @@ def submit_pending(
     asked = reading.parse(typed, {})
     try:
         journal = Journal.reopen((here / asked["--submit-pending"]).resolve())
-    except JournalError as error:
-        raise pytest.UsageError(f"--submit-pending: {error}") from None
-    config = reading.make_config({**reading.parse(journal.options, {}), **asked}, typed, journal.folder)
-    if config.team is None:
-        raise pytest.UsageError(
-            f"--submit-pending: {journal.folder} was measured in mode {config.mode}; only mode submit can be sent"
-        )
-    url = leaderboard_for(journal.batch.scenario, config.leaderboard_url)
-    if url is None:
-        print(_no_leaderboard(journal.batch.scenario))
-        return pytest.ExitCode.OK
-    ask = (lambda _question: True) if asked.get("--yes") else _ask
-    terms = replace(_terms(config, environ, objections), reports=journal.folder.parent, ask=ask)
-    if is_loopback(url):
-        print(f"{url} is on this machine: a rehearsal")
-    try:
         journal.lock()
     except JournalError as error:
         raise pytest.UsageError(f"--submit-pending: {error}") from None
     try:
-        deliveries = submit_batch(journal, config.team, url, terms)
+        config = reading.make_config({**reading.parse(journal.options, {}), **asked}, typed, journal.folder)
+        if config.team is None:
+            raise pytest.UsageError(
+                f"--submit-pending: {journal.folder} was measured in mode {config.mode}; only mode submit can be sent"
+            )
+        ask = (lambda _question: True) if asked.get("--yes") else _ask
+        terms = replace(_terms(config, environ, objections), reports=journal.folder.parent, ask=ask)
+        elsewhere = f" --leaderboard-url {asked['--leaderboard-url']}" if "--leaderboard-url" in asked else ""
+        lines, states = _send(journal, config, terms, f"{asked['--submit-pending']}{elsewhere}")
     finally:
         journal.unlock()
-    retry = f"{asked['--submit-pending']}{f' --leaderboard-url {url}' if '--leaderboard-url' in asked else ''}"
-    print("\n".join(_closing_lines(deliveries, url, retry)))
+    print("\n".join(lines))
     done = {SubmissionState.ACCEPTED, SubmissionState.INELIGIBLE}
-    is_left = any(delivery.state not in done for delivery in deliveries.values())
-    return pytest.ExitCode.TESTS_FAILED if is_left else pytest.ExitCode.OK
+    return pytest.ExitCode.OK if states <= done else pytest.ExitCode.TESTS_FAILED
 
 
 def _ask(question: str) -> bool:

@@ -17,7 +17,7 @@ from pytest_dsr1.core.text import one_line
 
 
 class Field(StrEnum):
-    """One figure of a submission; its value is the name that an own leaderboard's database uses."""
+    """One value of a row, by its name in results and in our leaderboard's database."""
 
     TEAM = "team"
     CONC = "conc"
@@ -127,9 +127,12 @@ class Schema:
     labels: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
-    def may_be_empty(self, place: int) -> bool:
-        """Whether the label of the input at index `place` says that it may be left empty."""
-        return bool(self.labels) and self.labels[place].lower().endswith(IF_KNOWN)
+    @property
+    def required(self) -> tuple[Field, ...]:
+        """The fields whose inputs may not be left empty."""
+        labels = self.labels or ("",) * len(self.fields)
+        pairs = zip(self.fields, labels, strict=True)
+        return tuple(field for field, label in pairs if not label.lower().endswith(IF_KNOWN))
 
 
 #: Stands in for the schema of a leaderboard that was not asked yet.
@@ -137,7 +140,7 @@ ASSUMED = Schema(FIELDS_11)
 
 
 class SchemaError(ValueError):
-    """A leaderboard's inputs do not fit our fields; the message shows both, side by side."""
+    """A leaderboard's inputs do not fit our fields; the message shows both lists."""
 
 
 def match_labels(labels: Sequence[str]) -> Schema:

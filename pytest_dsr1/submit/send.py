@@ -1,4 +1,4 @@
-"""Sends the results of a batch to a leaderboard, each at most once unless the user says otherwise.
+"""Sends a batch's results, each at most once unless the user says otherwise.
 
 The order is fixed: compare the leaderboard's inputs, write to the outbox, send, write the outcome.
 """
@@ -84,7 +84,7 @@ def _note(journal: Journal, url: str, conc: int, delivery: Delivery) -> None:
 
 
 def _entries(journal: Journal, team: str, url: str, objections: Objections) -> tuple[list[Entry], dict[int, Delivery]]:
-    """The entries of all finished points that may be sent; and by CONC, why each of the others may not."""
+    """Entries of the finished points that may be sent; by CONC, why others may not."""
     entries, ineligible = [], {}
     for state in sorted(journal.batch.points, key=lambda state: state.conc):
         if not state.status.finished:
@@ -133,9 +133,9 @@ class _Sender:
         return pending if last.state is SubmissionState.PENDING else last
 
     def send(self, entry: Entry) -> Delivery:
-        """Send an entry that is in the outbox, unless it was accepted or may have been received.
+        """Send an entry that is in the outbox and was not accepted yet.
 
-        In the second case, and where the leaderboard refused it, the user is asked first.
+        If it may have been received, or the leaderboard refused it, the user is asked first.
         """
         last = self._latest[entry.key(self._board.url)]
         if not self._may_send(last):

@@ -47,7 +47,7 @@ def measured(
 
 
 def test_figures_are_the_closed_form_of_known_logprobs() -> None:
-    """Every byte is scored once, whatever windows it is cut into; the three figures are one number."""
+    """Every byte is scored once; the three figures follow from one sum."""
     with EchoServer().running() as server:
         result = measured(server)
     total = math.fsum(logprob(token) for document in TASK.documents for token in encode(document.text))
@@ -69,7 +69,7 @@ def test_a_measurement_says_what_it_is_one_of() -> None:
 
 
 def test_requests_are_lm_evals_with_ids_and_our_prefix() -> None:
-    """Token ids, echo, one generated token; the prefix stands before the first window of a document only."""
+    """Token ids, echo, one generated token; only the first window has a prefix."""
     with EchoServer().running() as server:
         measured(server)
     prompts = [payload.pop("prompt")[0] for payload in server.payloads]
@@ -89,7 +89,7 @@ def test_a_prefix_with_id_0_is_sent() -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 2, 8])
 def test_so_many_requests_are_in_flight_as_asked(concurrency: int) -> None:
-    """Across documents: the server answers nothing until it has `concurrency` requests, and never has more."""
+    """Across documents: the server answers only when it has `concurrency` requests."""
     with EchoServer(gate=concurrency).running() as server:
         measured(server, concurrency, timeout_s=30)
     assert server.peak == concurrency
@@ -206,7 +206,7 @@ def test_nothing_is_printed_or_logged(capfd: pytest.CaptureFixture[str], caplog:
 
 
 def test_importing_is_light_until_it_is_warmed_up() -> None:
-    """A plugin that imports this module loads neither lm-eval nor transformers, which take seconds."""
+    """Importing the room loads neither lm-eval nor transformers, which take seconds."""
     script = """
         import sys
         import pytest_dsr1.accuracy

@@ -1,4 +1,4 @@
-"""The load generator against a server that plays a script: every good answer is ok, every bad one is what it is."""
+"""The load generator against a scripted server: outcomes, times, retries, signals."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def failures(run: LoadRun) -> list[tuple[Outcome, str]]:
 
 
 def test_every_slot_is_busy_and_every_request_is_a_sample() -> None:
-    """CONC requests in flight, never more; warm-ups apart; samples in order of sending; one connection a slot.
+    """CONC requests in flight, never more; samples in order; one connection per slot.
 
     The server answers a request only when four are in flight, so a slot that stays idle would end the run in a timeout.
     """
@@ -82,7 +82,7 @@ def test_every_slot_is_busy_and_every_request_is_a_sample() -> None:
 
 
 def test_times_are_those_of_reads() -> None:
-    """On the clock of this machine, a request is sent before it is received, and an event read after it was sent."""
+    """Requests are sent before they are received; events are read after being sent."""
     with timed_server(ttft_s=0.02, interval_s=0.01) as server:
         point, prompts = prompts_of(ratio=0.5)
         run = run_point(server.url, "scripted", point, prompts, LoadLimits())
@@ -198,7 +198,7 @@ def test_cached_tokens_are_kept() -> None:
     ],
 )  # fmt: skip - a table
 def test_bad_answers(answer: dict[str, Any], outcome: Outcome, detail: str) -> None:
-    """One bad answer is one bad sample, of the right kind; all others are ok, and the run goes on to its end."""
+    """A bad answer is one failed sample with the right outcome; all others are ok."""
     with timed_server(answers={FIRST_MEASURED + 3: answer}) as server:
         run = load(server.url, limits=LoadLimits(idle_timeout_s=0.5, request_timeout_s=1.0))
     assert run.aborted == ""
@@ -218,7 +218,7 @@ def test_connections_that_the_server_does_not_keep(after: str) -> None:
 
 
 def test_a_kept_connection_found_dead_is_replaced_once() -> None:
-    """A request without any answer on a reused connection is sent again; its clock runs from the first try."""
+    """A request without an answer on a reused connection is sent again, once."""
     with timed_server(answers={FIRST_MEASURED + 3: {"hang_up": True}}) as server:
         point, prompts = prompts_of()
         run = run_point(server.url, "scripted", point, prompts, LoadLimits())
@@ -275,7 +275,7 @@ def test_a_server_that_dies_ends_the_run() -> None:
 
 
 def test_a_server_that_stops_answering_ends_the_run() -> None:
-    """When all streams stand still, the rest of the requests is not tried one deadline after the other."""
+    """If all streams stall, the other requests do not wait for a deadline each."""
     answers = {number: {"stall_at": 1} for number in range(FIRST_MEASURED, FIRST_MEASURED + NUM_PROMPTS)}
     with timed_server(answers=answers) as server:
         run = load(server.url, limits=LoadLimits(idle_timeout_s=0.3))
@@ -294,7 +294,7 @@ def test_a_server_that_refuses_everything_is_not_measured() -> None:
 
 
 def test_too_many_failures_end_the_run() -> None:
-    """More than CONC, and more than 5 % of the requests: it cannot become valid any more."""
+    """More than CONC, and more than 5 % of the requests, failed."""
     answers = {number: {"status": 500} for number in range(FIRST_MEASURED, 100)}
     with timed_server(answers=answers) as server:
         run = load(server.url, num_prompts=60)
@@ -378,7 +378,7 @@ def endless_server() -> Iterator[TimedServer]:
     ],
 )
 def test_a_signal_ends_the_run(number: signal.Signals, handler: Any, expected: type[BaseException]) -> None:
-    """What its handler raises comes out of the run, at once; the handler is in place again."""
+    """What the handler raises ends the run; afterwards the handler is restored."""
     with endless_server() as server, handling(number, handler):
         with pytest.raises(expected):
             load(server.url, on_progress=lambda _: os.kill(os.getpid(), number))

@@ -1,4 +1,4 @@
-"""The embedded engine against transformers' `DeepseekV3ForCausalLM`, on the packaged weights widened to float32."""
+"""The embedded engine against transformers in float32, on the packaged weights."""
 
 from __future__ import annotations
 

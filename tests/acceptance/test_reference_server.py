@@ -120,7 +120,7 @@ class TestStreams:
     """One event per token."""
 
     def test_events_have_sglangs_shape(self, url: str) -> None:
-        """Each token its event, the last with the reason; then usage without choices; then the end mark."""
+        """One event per token, the last with the reason; then usage; then [DONE]."""
         *tokens, usage = events(url, prompt=[5, 6], max_tokens=5, stream_options={"include_usage": True})
         whole = complete(url, prompt=[5, 6], max_tokens=5)
         assert len(tokens) == 5
@@ -148,7 +148,7 @@ class TestStreams:
         assert [event["usage"]["completion_tokens"] for event in found] == [1, 2, 3]
 
     def test_characters_are_not_split(self, url: str) -> None:
-        """A model of bytes draws many that are no text; joined, the events say what the whole answer says."""
+        """Random bytes are mostly invalid text; the joined events equal the whole answer."""
         options = {"prompt": [5, 6], "max_tokens": 200, "temperature": 5.0, "seed": 3}
         found = events(url, **options)
         assert len(found) == 200
@@ -288,7 +288,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("name", ["\0", '"\0"', '"text":"\0"'])
     def test_any_model_name_is_answered(self, url: str, name: str) -> None:
-        """Also one that looks like the placeholder from which the events of a stream are made."""
+        """Also a name that looks like the placeholder in a stream's rendered events."""
         whole = complete(url, prompt=[5, 6], max_tokens=3, model=name)
         found = events(url, prompt=[5, 6], max_tokens=3, model=name)
         assert whole["model"] == name

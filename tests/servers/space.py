@@ -1,4 +1,4 @@
-"""Spaces as others write them, on whichever Gradio runs this file: one process, one app for each way to behave.
+"""Spaces as others write them: one app for each behaviour, on Gradio 5 or 6.
 
 Prints its port. /ok and /fourteen keep rows; /boom and /boom_shown fail; /gr_error refuses; /full has a queue of one
 and a handler that waits for GET /release; /locked wants a password. GET /rows lists what was kept.

@@ -30,13 +30,13 @@ def rows_file(folder: Path, *texts: str) -> Path:
 
 
 def test_wikitext_is_the_seeds_to_the_byte(shared: Path) -> None:
-    """167 documents, 341,663 words, 1,296,248 bytes: what the published figures are figures of."""
+    """167 documents, 341,663 words, 1,296,248 bytes, as for the published figures."""
     task = wikitext_task(shared / "data" / "wikitext2_raw_test_rows.jsonl")
     assert (task.name, len(task.documents), task.words, task.bytes) == (WIKITEXT_TASK, 167, 341_663, 1_296_248)
 
 
 def test_limited_wikitext_is_its_first_documents(shared: Path) -> None:
-    """`--accuracy-limit 3` measures the first three, under a name that no baseline of the whole fits."""
+    """`--accuracy-limit 3` makes a task with another name and so other baselines."""
     data = shared / "data" / "wikitext2_raw_test_rows.jsonl"
     task = task_for(reference=True, data=data, limit=3)
     assert task.name == f"{WIKITEXT_TASK}[:3]"

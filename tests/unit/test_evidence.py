@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_dsr1.core.baselines import B200Row, B200Table
 from pytest_dsr1.core.checks import check_result
-from pytest_dsr1.core.evidence import FIGURES, Reading
+from pytest_dsr1.core.evidence import FIGURES, Evidence, Reading
 from tests.simulated_runs import closed_loop, put, result_of, with_changes
 
 ROW = B200Row(isl=8, osl=6, conc=4, median_e2e_ms=137, median_interactivity=83.567, tput_per_gpu=34.564, remark="")
@@ -36,6 +36,13 @@ class TestReading:
         rounded = [Reading.printed(round(value, digits)) for value in (numerator, denominator, numerator / denominator)]
         if rounded[1].low > 0:
             assert rounded[2].agrees(rounded[0] / rounded[1])
+
+
+@pytest.mark.parametrize(("value", "number"), [(3, 3.0), (0, 0.0), (-1, None), ("3", None), (math.nan, None)])
+def test_a_check_from_outside_reads_any_path(value: object, number: float | None) -> None:
+    """A path that no built-in check reads holds a finite number from 0, or nothing."""
+    assert Evidence({"mine": {"count": value}}).number("mine.count") == number
+    assert Evidence({}).number("mine.count") is None
 
 
 KEYS = sorted({part for path in FIGURES for part in path.split(".")} | {"client", "requests", "outcomes", "ok"})

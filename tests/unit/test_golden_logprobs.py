@@ -1,4 +1,7 @@
-"""The packaged model's log-probabilities, one by one: they see errors that a perplexity within 3 % does not."""
+"""The packaged model's single log-probabilities.
+
+They reveal errors that change a perplexity by less than 3 %.
+"""
 
 from __future__ import annotations
 

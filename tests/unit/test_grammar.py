@@ -1,4 +1,4 @@
-"""The grammar behind the embedded model: the same everywhere, true to itself, and honest about its entropy."""
+"""The grammar of the embedded model: reproducible, consistent, of exact entropy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TestCorpus:
     """What a training script and an accuracy task see."""
 
     def test_heldout_file_is_what_the_grammar_writes(self) -> None:
-        """The packaged documents are the held-out seed's first ones, byte for byte: on every machine and Python."""
+        """The packaged documents are the first ones of the held-out seed, byte for byte."""
         lines = resources.files("pytest_dsr1.reference").joinpath("heldout.jsonl").read_text().splitlines()
         assert [json.loads(line)["text"] for line in lines] == [each.text for each in corpus(HELDOUT_SEED, len(lines))]
 
@@ -64,7 +64,7 @@ class TestEntropy:
 
     @given(seeds)
     def test_sums_recounted_from_their_text(self, seed: int) -> None:
-        """A page of sums, read back: kind, two names, a length, and in each row two words and two numbers."""
+        """A page of sums: its bits are those of kind, names, length, words and numbers."""
         found = next((each for each in corpus(seed, 40) if each.text.startswith("Sums")), None)
         assume(found is not None)
         assert found is not None
@@ -74,7 +74,7 @@ class TestEntropy:
         assert found.bits == pytest.approx(expected)
 
     def test_no_series_of_choices_shares_its_text_with_another(self) -> None:
-        """No first syllable of a name begins another, and no option stands twice: texts can be read back."""
+        """No syllable is the beginning of another and no option is repeated."""
         heads = grammar._HEADS
         assert [one for one in heads for other in heads if one != other and other.startswith(one)] == []
         for name, options in vars(grammar).items():
@@ -90,7 +90,7 @@ class TestEntropy:
 
 
 class TestTruth:
-    """What a document says of itself holds: there is something to learn beyond the frequency of words."""
+    """Documents are consistent: there is more to learn than the frequency of words."""
 
     @given(seeds)
     def test_sums_are_right(self, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_dsr1.core.config import Scenario
 from pytest_dsr1.core.result import Result
+from pytest_dsr1.leaderboard.__main__ import main
 from pytest_dsr1.leaderboard.scoring import Row, place, scores, standings
 from pytest_dsr1.leaderboard.store import Store, row_problem
 from pytest_dsr1.submit.entry import make_entry
@@ -102,7 +104,7 @@ def values(**changed: Any) -> dict[Field, Any]:
 
 
 def test_true_row_is_taken_and_so_is_one_without_a_baseline() -> None:
-    """Every figure of ours satisfies what the leaderboard asks; JSON may write 4 as 4.0."""
+    """All our figures satisfy the leaderboard's checks; JSON may write 4 as 4.0."""
     assert row_problem(values()) == ""
     assert row_problem(values(conc=4.0)) == ""
     assert row_problem({field: None if "b200" in field else value for field, value in values().items()}) == ""
@@ -133,7 +135,7 @@ def test_what_gradio_lets_through_is_refused(changed: dict[str, Any], problem: s
 
 
 def test_row_is_kept_once(tmp_path: Path) -> None:
-    """The same figures again are the same submission; one different digit makes another one."""
+    """The same figures are the same submission; one different digit makes another."""
     store = Store(tmp_path / "rows.sqlite")
     assert store.add(SCENARIO, values()) == (1, True)
     assert store.add(SCENARIO, values()) == (1, False)
@@ -142,3 +144,22 @@ def test_row_is_kept_once(tmp_path: Path) -> None:
     again = Store(tmp_path / "rows.sqlite").rows(SCENARIO)
     assert [one.throughput for one in again] == [1017.2612345678901, 1017.26123456789]
     assert again[0] == row("Team", 4, 1017.2612345678901, 15983.587654321, 71.42857142857143)
+
+
+# -- the command ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "1024", "0/4", "a/b", "8/4/2", "8/4,8/4"])
+def test_scenario_that_is_no_scenario_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names option and value."""
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--scenario", text])
+    assert caught.value.code == 2
+    assert f"--scenario: {text!r}" in capsys.readouterr().err
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without Gradio or uvicorn the command says what to install."""
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve"]) == 2
+    assert "pytest-dsr1[leaderboard]" in capsys.readouterr().err

@@ -1,41 +1,58 @@
-"""Which GPUs are seen: tools are asked, then the kernel, and nothing that goes wrong there is an error."""
+"""What a server can be launched with here: GPUs, and a Python that has SGLang."""
 
 from __future__ import annotations
 
-import json
+import os
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest_dsr1.servers.accelerator import visible_gpus
 
-from pytest_dsr1.servers import accelerator
+from pytest_dsr1.servers import machine as servers_machine
+from pytest_dsr1.servers.machine import Interpreter, InterpreterNotFoundError, find_interpreter, visible_gpus
 
 H100 = "NVIDIA H100 80GB HBM3"
 MI355X = "AMD Instinct MI355X"
 GFX950 = "AMD gfx950 (MI350X/MI355X)"
 
+#: Stand-ins for the libraries of NVIDIA and AMD, which know of `GPUS`.
+NVML = """
+def nvmlInit(): {init}
+def nvmlDeviceGetCount(): return len(GPUS)
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetName(index): return GPUS[index]
+GPUS = {gpus!r}
+"""
+AMDSMI = """
+def amdsmi_init(): {init}
+def amdsmi_get_processor_handles(): return list(range(len(GPUS)))
+def amdsmi_get_gpu_asic_info(index):
+    return {{"market_name": GPUS[index][0], "vendor_id": 0x1002, "target_graphics_version": GPUS[index][1]}}
+GPUS = {gpus!r}
+"""
+
 
 class Machine:
-    """A machine's tools and its kernel's files, in a folder."""
+    """A machine's libraries and its kernel's files, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "root"
-        self._bin = folder / "bin"
-        self._bin.mkdir()
+        self._libraries = folder / "libraries"
+        self._libraries.mkdir()
+        # Whatever is installed here is hidden.
+        self.nvml(init="raise RuntimeError('no driver')")
+        self.amdsmi(init="raise RuntimeError('no driver')")
 
-    def tool(self, name: str, output: str = "", script: str = "") -> None:
-        """Install a tool that prints `output`, or runs `script`."""
-        (self._bin / f"{name}.out").write_text(output, encoding="utf-8")
-        path = self._bin / name
-        path.write_text(f"#!/bin/sh\n{script or f'exec /bin/cat {self._bin}/{name}.out'}\n", encoding="utf-8")
-        path.chmod(0o755)
+    def nvml(self, *gpus: str, init: str = "pass") -> None:
+        """Have NVIDIA's library know of these GPUs."""
+        (self._libraries / "pynvml.py").write_text(NVML.format(gpus=gpus, init=init), encoding="utf-8")
 
-    def amd_smi(self, *asics: dict[str, object], before: str = "", after: str = "") -> None:
-        """Install an amd-smi that knows of these GPUs."""
-        gpus = [{"gpu": number, "asic": asic} for number, asic in enumerate(asics)]
-        self.tool("amd-smi", before + json.dumps({"gpu_data": gpus}, indent=4) + after)
+    def amdsmi(self, *gpus: tuple[str, str], init: str = "pass") -> None:
+        """Have AMD's library know of these GPUs, each a name and a target."""
+        (self._libraries / "amdsmi.py").write_text(AMDSMI.format(gpus=gpus, init=init), encoding="utf-8")
 
     def file(self, path: str, text: str) -> None:
         """Write a file of the kernel's."""
@@ -56,119 +73,82 @@ class Machine:
 
     def sees(self, **variables: str) -> tuple[str, ...]:
         """What is visible there, with these variables set."""
-        return visible_gpus({"PATH": str(self._bin), **variables}, self.root)
+        return visible_gpus({"PYTHONPATH": str(self._libraries), **variables}, self.root)
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """One without tools, drivers or GPUs."""
+    """One without drivers or GPUs."""
     return Machine(tmp_path)
 
 
-def asic(name: str = MI355X, target: str = "gfx950") -> dict[str, object]:
-    """What amd-smi says of one chip."""
-    return {"market_name": name, "vendor_id": "0x1002", "target_graphics_version": target}
-
-
 class TestSources:
-    """Who is asked, in which order."""
+    """Who is asked, in which order; whatever goes wrong there, the next one is asked."""
 
     def test_a_machine_without_any(self, machine: Machine) -> None:
         """Nothing to ask is no GPU."""
         assert machine.sees() == ()
-        assert visible_gpus({}, machine.root) == ()
 
-    def test_nvidia_smi(self, machine: Machine) -> None:
-        """One name a line."""
-        machine.tool("nvidia-smi", f"{H100}\n{H100}\n")
+    def test_nvml(self, machine: Machine) -> None:
+        """It goes before everything else."""
+        machine.nvml(H100, H100)
+        machine.nvidia_driver("NVIDIA H200")
         assert machine.sees() == (H100, H100)
 
-    def test_nvidia_smi_is_asked_for_names(self, machine: Machine) -> None:
-        """And for nothing else, which would cost it time."""
-        machine.tool("nvidia-smi", script='[ "$*" = "--query-gpu=name --format=csv,noheader" ] && echo NVIDIA B200')
-        assert machine.sees() == ("NVIDIA B200",)
-
     def test_nvidia_driver(self, machine: Machine) -> None:
-        """In a container without the tool, the driver's files are left."""
+        """In a container without the library, the driver's files are left."""
         machine.nvidia_driver(H100, "NVIDIA H200")
         assert machine.sees() == (H100, "NVIDIA H200")
 
-    def test_amd_smi(self, machine: Machine) -> None:
-        """Its object, or the bare list of ROCm 6, with warnings around it."""
-        machine.amd_smi(asic(), asic(), before="WARNING: not in group [render]\n", after="\ndone\n")
+    def test_amdsmi(self, machine: Machine) -> None:
+        """The name on the box."""
+        machine.amdsmi((MI355X, "gfx950"), (MI355X, "gfx950"))
         assert machine.sees() == (MI355X, MI355X)
-        machine.tool("amd-smi", json.dumps([{"gpu": 0, "asic": asic()}]))
-        assert machine.sees() == (MI355X,)
-
-    def test_amd_smi_is_asked_for_chips(self, machine: Machine) -> None:
-        """As JSON."""
-        reply = json.dumps({"gpu_data": [{"asic": asic()}]})
-        machine.tool("amd-smi", script=f"[ \"$*\" = 'static --asic --json' ] && echo '{reply}'")
-        assert machine.sees() == (MI355X,)
 
     @pytest.mark.parametrize("name", ["N/A", "AMD Radeon Graphics", ""])
     def test_a_chip_without_a_name_is_known_by_its_target(self, machine: Machine, name: str) -> None:
         """Old drivers have a generic name, partitions none."""
-        machine.amd_smi(asic(name), asic(name, "gfx942:sramecc+:xnack-"), asic(name, "gfx1201"))
+        machine.amdsmi((name, "gfx950"), (name, "gfx942:sramecc+:xnack-"), (name, "gfx1201"))
         assert machine.sees() == (GFX950, "AMD gfx942 (MI300A/MI300X/MI325X)", "AMD gfx1201")
 
     def test_amd_driver(self, machine: Machine) -> None:
-        """Node 0 is a CPU; nodes are counted as numbers are."""
+        """Node 0 is a CPU; nodes are in numeric order."""
         machine.amd_driver(0, *[90500] * 9, 90010, 90402)
         assert machine.sees() == (*[GFX950] * 9, "AMD gfx90a (MI210/MI250/MI250X)", "AMD gfx942 (MI300A/MI300X/MI325X)")
 
-
-class TestTrouble:
-    """Whatever a tool does, the next source is asked."""
-
     @pytest.mark.parametrize(
-        "script",
-        [
-            pytest.param("exit 9", id="fails"),
-            pytest.param(f"echo {H100}; exit 9", id="fails-after-all"),
-            pytest.param("echo No devices were found", id="sees-none"),
-            pytest.param("echo 'NVIDIA-SMI has failed: no driver.'", id="complains"),
-            pytest.param(r"printf '\377\376\000'", id="garbage"),
-            pytest.param(":", id="silent"),
-        ],
+        "trouble", ["raise OSError('no library')", "import os; os._exit(9)", "import os; os._exit(0)"]
     )
-    def test_nvidia_smi(self, machine: Machine, script: str) -> None:
+    def test_a_library_in_trouble(self, machine: Machine, trouble: str) -> None:
         """The driver knows."""
-        machine.tool("nvidia-smi", script=script)
+        machine.nvml(H100, init=trouble)
         machine.nvidia_driver("NVIDIA H200")
         assert machine.sees() == ("NVIDIA H200",)
 
-    @pytest.mark.parametrize(
-        "output",
-        [
-            "", "[", "{}", "[]", "3", '{"gpu_data": 3}', "[[]]", '[{"asic": 3}]',
-            '[{"asic": {"market_name": "N/A"}}]', '[{"asic": {"target_graphics_version": 9}}]', "[" * 99_999,
-        ],
-    )  # fmt: skip
-    def test_amd_smi(self, machine: Machine, output: str) -> None:
-        """The driver knows."""
-        machine.tool("amd-smi", output)
-        machine.amd_driver(0, 90500)
-        assert machine.sees() == (GFX950,)
+    def test_a_library_that_warns(self, machine: Machine) -> None:
+        """What it prints before the answer is not the answer."""
+        machine.amdsmi((MI355X, "gfx950"), init="print('WARNING: User is missing the render group')")
+        assert machine.sees() == (MI355X,)
 
-    def test_a_tool_that_hangs(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is ended."""
-        monkeypatch.setattr(accelerator, "TIMEOUT_S", 0.1)
-        machine.tool("nvidia-smi", script="exec /bin/sleep 60")
-        machine.nvidia_driver(H100)
-        assert machine.sees() == (H100,)
-
-    def test_a_tool_that_cannot_be_run(self, machine: Machine) -> None:
-        """Of another architecture, say."""
-        machine.tool("nvidia-smi")
-        (machine._bin / "nvidia-smi").write_bytes(b"\x7fELF")
-        machine.nvidia_driver(H100)
-        assert machine.sees() == (H100,)
+    def test_a_driver_that_hangs(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is not waited for."""
+        monkeypatch.setattr(servers_machine, "GPU_TIMEOUT_S", 0.5)
+        machine.nvml(H100, init="import time; time.sleep(600)")
+        machine.nvidia_driver("NVIDIA H200")
+        assert machine.sees() == ("NVIDIA H200",)
 
     def test_a_driver_that_says_little(self, machine: Machine) -> None:
         """A file without the line is no GPU."""
         machine.file("proc/driver/nvidia/gpus/0/information", "Model:\n")
         machine.file("sys/class/kfd/kfd/topology/nodes/0/properties", "gfx_target_version x\n")
+        assert machine.sees() == ()
+
+    def test_a_module_of_the_current_folder_is_no_library(
+        self, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Python would find it first."""
+        (tmp_path / "pynvml.py").write_text(NVML.format(gpus=(H100,), init="pass"), encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
         assert machine.sees() == ()
 
 
@@ -193,7 +173,7 @@ class TestHidden:
     )
     def test_a_list_names_those_that_are_left(self, machine: Machine, value: str, left: str) -> None:
         """In its order; what follows an index that does not exist is hidden; a UUID counts as one."""
-        machine.tool("nvidia-smi", "A1\nB2\nC3\n")
+        machine.nvidia_driver("A1", "B2", "C3")
         assert machine.sees(CUDA_VISIBLE_DEVICES=value) == tuple(left.split())
 
     @pytest.mark.parametrize("variable", ["ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"])
@@ -216,22 +196,153 @@ class TestHidden:
 
     def test_amds_hide_nothing_from_cuda(self, machine: Machine) -> None:
         """Each vendor has its own."""
-        machine.tool("nvidia-smi", H100)
+        machine.nvml(H100)
         assert machine.sees(HIP_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="-1") == (H100,)
 
     def test_nobody_is_asked_about_what_is_hidden(self, machine: Machine, tmp_path: Path) -> None:
-        """A tool costs a second or two."""
-        for name in ("nvidia-smi", "amd-smi"):
-            machine.tool(name, script=f": > {tmp_path}/asked")
+        """A driver may take a second."""
+        asked = f"open({str(tmp_path / 'asked')!r}, 'w')"
+        machine.nvml(init=asked)
+        machine.amdsmi(init=asked)
         assert machine.sees(CUDA_VISIBLE_DEVICES="") == ()
         assert not (tmp_path / "asked").exists()
 
-    @given(st.text(), st.text())
-    def test_no_value_is_an_error(self, tmp_path_factory: pytest.TempPathFactory, rocr: str, hip: str) -> None:
+    @given(st.text())
+    def test_no_value_is_an_error(self, value: str) -> None:
         """At most as many are left as are named."""
-        folder = tmp_path_factory.getbasetemp() / "hidden"
-        if not folder.exists():
-            folder.mkdir()
-            Machine(folder).amd_driver(90500, 90402)
-        seen = visible_gpus({"ROCR_VISIBLE_DEVICES": rocr, "HIP_VISIBLE_DEVICES": hip}, folder / "root")
-        assert len(seen) <= len(hip.split(","))
+        entries = servers_machine._entries({"X": value}, "X")
+        assert len(servers_machine._left(("A", "B"), entries)) <= len(value.split(","))
+
+
+WITH = """echo '{"sglang": "0.5.23"}'"""
+WITHOUT = """echo '{"sglang": null}'"""
+
+
+def python3(folder: Path, script: str) -> str:
+    """Install a python3 that answers like this."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "python3"
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def on_path(*folders: Path) -> dict[str, str]:
+    """An environment that finds its programs there."""
+    return {"PATH": os.pathsep.join(map(str, folders))}
+
+
+@pytest.fixture
+def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Our own Python, which has no SGLang."""
+    path = python3(tmp_path / "ours", WITHOUT)
+    monkeypatch.setattr(sys, "executable", path)
+    return path
+
+
+class TestSearch:
+    """Nobody said which."""
+
+    def test_ours_comes_first(self, ours: str, tmp_path: Path) -> None:
+        """An environment that has SGLang beside us needs no other."""
+        python3(tmp_path / "ours", WITH)
+        python3(tmp_path / "a", """echo '{"sglang": "0.1"}'""")
+        assert find_interpreter(None, on_path(tmp_path / "a")) == Interpreter(ours, "0.5.23")
+
+    def test_then_the_first_on_path_that_has_it(self, ours: str, tmp_path: Path) -> None:
+        """Folders without a python3, or with one without SGLang, are passed over."""
+        python3(tmp_path / "a", WITHOUT)
+        found = python3(tmp_path / "b", WITH)
+        python3(tmp_path / "c", """echo '{"sglang": "0.1"}'""")
+        environ = on_path(tmp_path / "absent", tmp_path / "a", tmp_path / "b", tmp_path / "c")
+        assert find_interpreter(None, environ) == Interpreter(found, "0.5.23")
+
+    def test_a_link_stays_a_link(self, ours: str, tmp_path: Path) -> None:
+        """A virtual environment's Python is one, and what it points to has other packages."""
+        target = python3(tmp_path / "usr", WITH)
+        (tmp_path / "venv").mkdir()
+        (tmp_path / "venv" / "python3").symlink_to(target)
+        assert find_interpreter(None, on_path(tmp_path / "venv")).path == str(tmp_path / "venv" / "python3")
+
+    def test_each_is_asked_once(self, ours: str, tmp_path: Path) -> None:
+        """Ours stands on PATH too, as a rule."""
+        python3(tmp_path / "ours", f"echo asked >> {tmp_path}/log; {WITHOUT}")
+        with pytest.raises(InterpreterNotFoundError):
+            find_interpreter(None, on_path(tmp_path / "ours", tmp_path / "ours"))
+        assert (tmp_path / "log").read_text() == "asked\n"
+
+    def test_none_has_it(self, ours: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The error says who was asked, what each said, and what to do."""
+        monkeypatch.setattr(servers_machine, "PYTHON_TIMEOUT_S", 2.0)
+        scripts = [WITHOUT, "echo no module >&2; exit 3", "echo hello", "exec /bin/sleep 60"]
+        paths = [python3(tmp_path / f"{number}", script) for number, script in enumerate(scripts)]
+        with pytest.raises(InterpreterNotFoundError) as refused:
+            find_interpreter(None, on_path(*(Path(path).parent for path in paths)))
+        assert str(refused.value) == (
+            f"no Python with SGLang was found: {ours} has no sglang; {paths[0]} has no sglang; "
+            f"{paths[1]} ended with status 3 (no module); {paths[2]} does not answer like a Python; "
+            f"{paths[3]} did not answer within 2 s; name one with --sglang-python PATH"
+        )
+
+    def test_there_is_no_python_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An embedded interpreter does not know where it is."""
+        monkeypatch.setattr(sys, "executable", "")
+        with pytest.raises(InterpreterNotFoundError, match="there is no python3 on PATH; name one with"):
+            find_interpreter(None, {})
+
+
+class TestTyped:
+    """--sglang-python."""
+
+    def test_no_other_is_asked(self, ours: str, tmp_path: Path) -> None:
+        """Whatever else there is."""
+        python3(tmp_path / "ours", """echo '{"sglang": "0.1"}'""")
+        path = python3(tmp_path / "a", WITH)
+        assert find_interpreter(Path(path), {}) == Interpreter(path, "0.5.23")
+
+    def test_one_that_does_not_exist(self, tmp_path: Path) -> None:
+        """A spelling mistake is no reason to take another."""
+        with pytest.raises(InterpreterNotFoundError, match=r"--sglang-python .*/absent does not exist; name a Python"):
+            find_interpreter(tmp_path / "absent", dict(os.environ))
+
+    def test_one_that_is_no_program(self, tmp_path: Path) -> None:
+        """A folder, say."""
+        with pytest.raises(InterpreterNotFoundError, match=r"--sglang-python .* is no executable file; name a Python"):
+            find_interpreter(tmp_path, dict(os.environ))
+
+    def test_one_without_sglang(self, tmp_path: Path) -> None:
+        """Nor is it searched for elsewhere then."""
+        path = python3(tmp_path / "a", WITHOUT)
+        with pytest.raises(InterpreterNotFoundError, match=r"--sglang-python .*python3 has no sglang; name a Python"):
+            find_interpreter(Path(path), dict(os.environ))
+
+
+class TestQuestion:
+    """What a real Python is asked."""
+
+    @staticmethod
+    def ask(folder: Path) -> str:
+        """The version that a real Python says which has the packages in `folder`, and no others."""
+        path = python3(folder / "bin", f'exec {shlex.quote(sys.executable)} -S "$@"')
+        return find_interpreter(Path(path), os.environ | {"PYTHONPATH": str(folder)}).version
+
+    def test_an_installed_sglang_is_found_and_not_imported(self, tmp_path: Path) -> None:
+        """Importing it takes 20 s."""
+        (tmp_path / "sglang").mkdir()
+        (tmp_path / "sglang" / "__init__.py").write_text("raise SystemExit('imported')")
+        (tmp_path / "sglang-9.8.7.dist-info").mkdir()
+        (tmp_path / "sglang-9.8.7.dist-info" / "METADATA").write_text("Name: sglang\nVersion: 9.8.7\n")
+        assert self.ask(tmp_path) == "9.8.7"
+
+    def test_a_source_tree_has_no_version(self, tmp_path: Path) -> None:
+        """It is on PYTHONPATH and was never installed."""
+        (tmp_path / "sglang").mkdir()
+        (tmp_path / "sglang" / "__init__.py").touch()
+        assert self.ask(tmp_path) == "unknown"
+
+    def test_a_folder_of_that_name_is_none(self, tmp_path: Path) -> None:
+        """Python would take it for a namespace package."""
+        (tmp_path / "sglang").mkdir()
+        (tmp_path / "sglang" / "notes.txt").write_text("")
+        with pytest.raises(InterpreterNotFoundError, match="has no sglang"):
+            self.ask(tmp_path)

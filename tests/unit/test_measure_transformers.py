@@ -1,4 +1,4 @@
-"""The tool that measures a baseline without a server, up to the model: a stand-in answers for transformers."""
+"""The tool that measures a baseline without a server; transformers is a stand-in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bytes_as_ids(text: str) -> list[int]:
 
 
 def test_every_token_is_scored_once_behind_the_prefix_token() -> None:
-    """A document longer than a window is cut; each window has a token of context, and room for a generated one."""
+    """Long documents are cut; each window has a token of context and room for one."""
     task = AccuracyTask("t", (Document("abcdefgh", 8), Document("xyz", 3)), max_length=5)
     asked = list(windows(task, Tokenizer(bytes_as_ids, 0, "bytes")))
     assert [(bytes(context), bytes(scored)) for context, scored in asked] == [

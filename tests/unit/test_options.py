@@ -155,8 +155,14 @@ def test_asked_for(name: str) -> None:
             (*LENGTHS, "--server-url", "http://a", "--server-arg", "mem-fraction-static=0.9"),
             "--server-arg says how SGLang is launched",
         ),
-        ((*LENGTHS, "--server-arg", "port=1"), "--server-arg: 'port' is not accepted: port is the sweep's own"),
-        ((*LENGTHS, "--server-env", "HF_TOKEN=hush"), "--server-env: 'HF_TOKEN' is not accepted: HF_TOKEN is a secret"),
+        (
+            (*LENGTHS, "--server-arg", "port=1"),
+            "--server-arg: 'port' is not accepted: port is set by the plugin",
+        ),
+        (
+            (*LENGTHS, "--server-env", "HF_TOKEN=hush"),
+            "--server-env: 'HF_TOKEN' is not accepted: HF_TOKEN is the name",
+        ),
         ((*LENGTHS, "--server-env", "A"), "--server-env: 'A' is not accepted: a variable is written NAME=VALUE"),
         ((*LENGTHS, "--launch-timeout", "0"), "--launch-timeout: '0' is not accepted; use a number of seconds"),
         ((*LENGTHS, "--engine", "vllm"), "--engine: 'vllm' is not accepted; use auto, sglang or reference"),

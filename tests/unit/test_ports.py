@@ -12,11 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pytest_dsr1.servers import ports
-from pytest_dsr1.servers.ports import Holder, holder_of, is_descendant, is_taken
+from pytest_dsr1.servers.ports import free_port, holder_of, is_descendant, is_taken, runs_with
 
 #: Listens on a free port of loopback, prints it, and stays until its standard input ends.
 LISTENER = """
@@ -50,8 +47,7 @@ def running(script: str, *arguments: str) -> Iterator[tuple[int, int]]:
 @pytest.fixture
 def free() -> int:
     """A port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return free_port()
 
 
 @linux
@@ -109,26 +105,6 @@ def test_a_connection_holds_no_port() -> None:
         assert holder_of(client.getsockname()[1]) is None
 
 
-@linux
-def test_likely_processes_are_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who guesses right is spared the search: here it would find nobody."""
-    monkeypatch.setattr(ports, "_pids", lambda: iter(()))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        holder = holder_of(listener.getsockname()[1], likely=[os.getppid(), os.getpid()])
-    assert holder is not None
-    assert holder.pid == os.getpid()
-
-
-def test_elsewhere_than_on_linux_nobody_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """There is no /proc; a port can be tried all the same."""
-    monkeypatch.setattr(ports, "_PROC", tmp_path / "absent")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        assert holder_of(port) is None
-        assert is_taken("127.0.0.1", port)
-    assert not is_descendant(os.getpid(), os.getppid())
-
-
 @pytest.mark.parametrize(
     ("held", "wanted"),
     [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("127.0.0.1", "localhost")],
@@ -182,27 +158,20 @@ def test_a_process_that_is_gone_comes_from_nobody() -> None:
     assert not is_descendant(2**30, os.getpid())
 
 
-@pytest.mark.parametrize("name", ["plain", "two words", "a) S 1 (b", "("])
-def test_a_process_may_be_called_anything(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The kernel does not quote the name in the middle of its line."""
-    (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "stat").write_text(f"7 ({name}) S 3 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 500 1 1\n")
-    (tmp_path / "7" / "cmdline").write_bytes(b"")
-    (tmp_path / "7" / "comm").write_text(f"{name}\n")
-    (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 1700000000\n")
-    monkeypatch.setattr(ports, "_PROC", tmp_path)
-    ports._boot_time.cache_clear()
-    try:
-        assert is_descendant(7, 3)
-        assert ports._holder(7) == Holder(7, name, 1_700_000_000 + 500 / os.sysconf("SC_CLK_TCK"))
-    finally:
-        ports._boot_time.cache_clear()
+@linux
+def test_a_process_keeps_its_start() -> None:
+    """A clock that is adjusted does not make another process of it."""
+    with running(LISTENER) as (_, port):
+        first, second = holder_of(port), holder_of(port)
+    assert first == second
 
 
-@settings(deadline=None)  # a busy machine is no failure
-@given(st.binary(), st.integers(0, 65535))
-def test_any_table_can_be_read(content: bytes, port: int) -> None:
-    """What the kernel writes may change; what is not understood holds no port."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda _: content)
-        assert all(isinstance(inode, str) for inode in ports._listening("tcp", port))
+@linux
+def test_a_process_is_known_by_how_it_was_started() -> None:
+    """Its arguments and the variables that were added; not by the path of its program, nor by other variables."""
+    with running(LISTENER, "--model", "x y") as (pid, _):
+        argv = ["python3", "-c", LISTENER, "--model", "x y"]
+        assert runs_with(pid, argv, {"PATH": os.environ["PATH"]})
+        assert not runs_with(pid, [*argv, "--more"], {})
+        assert not runs_with(pid, argv, {"PATH": "/nowhere"})
+    assert not runs_with(pid, argv, {})

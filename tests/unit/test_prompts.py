@@ -39,7 +39,7 @@ def test_no_start_is_drawn_twice_in_a_session() -> None:
 
 
 def test_a_small_vocabulary_has_pairs() -> None:
-    """Where ids are fewer than prompts, the first two are a pair of its own, and the rest goes on from the second."""
+    """With fewer ids than prompts, the first two ids of each prompt are a unique pair."""
     plan = plan_prompts(SMALL, 40)
     prompts = [prompt for point in SMALL.points for prompt in plan.at(point)]
     assert len(prompts) == 60
@@ -111,7 +111,7 @@ def test_lengths_take_every_value() -> None:
 
 
 def test_the_seed_decides_and_nothing_else_does() -> None:
-    """Same seed, same prompts; another seed, others; the global generators neither matter nor move."""
+    """Only the seed decides the prompts; global generators are not used."""
     random.seed(1)
     np.random.seed(1)
     before = random.getstate(), str(np.random.get_state())
@@ -131,7 +131,7 @@ TARGET = Target.from_url("http://localhost:8888/prefix/")
 
 @pytest.mark.parametrize("vocab_size", [40, V])
 def test_requests_ask_for_the_prompt_as_it_is(vocab_size: int) -> None:
-    """A rendered request is HTTP/1.1 with a JSON body of the very ids, greedy, streamed, with usage."""
+    """A request is HTTP/1.1 with the ids as JSON; greedy, streamed, with usage."""
     config = replace(SMALL, random_range_ratio=0.2)
     prompts = list(plan_prompts(config, vocab_size).at(config.points[3]))
     for prompt, request in zip(prompts, render_requests(TARGET, 'a "model"', vocab_size, prompts), strict=True):
@@ -170,7 +170,7 @@ def test_a_prompt_of_one_token_has_no_comma() -> None:
     ],
 )
 def test_targets(url: str, expected: Target) -> None:
-    """Host, port, Host header and path come from the URL; credentials in it go nowhere."""
+    """Host, port, Host header and path come from the URL; its credentials are dropped."""
     assert Target.from_url(url) == expected
 
 

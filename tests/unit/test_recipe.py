@@ -1,24 +1,29 @@
-"""A recipe is data; with what was typed it makes one command line for a point, and nothing secret stands in it."""
+"""A recipe is data; with what was typed it makes one command line for a point."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest_dsr1.servers.arguments import ServerArgument, parse_server_arg, parse_server_env, render
 
 from pytest_dsr1.core.config import ALL_SCENARIOS, CONCURRENCIES, Point, Scenario
-from pytest_dsr1.servers.launch import Launch, LaunchOptions, launches, make_launch
-from pytest_dsr1.servers.recipe import Recipe, RecipeError, load_recipe, recipe_for, recipe_names
+from pytest_dsr1.servers.choose import LaunchPlan
+from pytest_dsr1.servers.launch import (
+    Launch,
+    LaunchOptions,
+    ServerArgument,
+    parse_server_arg,
+)
+from pytest_dsr1.servers.machine import Interpreter
+from pytest_dsr1.servers.recipe import REFERENCE, Recipe, RecipeError, load_recipe, recipe_for, recipe_names
 
 POINTS = tuple(Point(scenario, conc) for scenario in ALL_SCENARIOS for conc in CONCURRENCIES)
-NOTHING_TYPED = LaunchOptions()
 
 MI355X = (
     "/opt/python3", "-m", "sglang.launch_server", "--model-path=amd/DeepSeek-R1-0528-MXFP4-Preview",
@@ -36,7 +41,16 @@ def point(isl: int, osl: int, conc: int) -> Point:
 def launch_of(recipe: str | Recipe, at: Point = POINTS[0], **typed: Any) -> Launch:
     """What is launched for one point."""
     made = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    return make_launch(made, at, LaunchOptions(**typed), "/opt/python3")
+    return made.launch_at(at, LaunchOptions(**typed), "/opt/python3")
+
+
+def launches(
+    recipe: str | Recipe, points: Sequence[Point], **typed: Any
+) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
+    """What is launched for these points, one after another."""
+    made = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    python = Interpreter("/opt/python3", "0")
+    return LaunchPlan(gpus=(), recipe=made, options=LaunchOptions(**typed), interpreter=python).launches(points)
 
 
 def written(folder: Path, text: str, name: str = "own.toml") -> str:
@@ -44,6 +58,13 @@ def written(folder: Path, text: str, name: str = "own.toml") -> str:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+def refusal(folder: Path, text: str) -> str:
+    """Why a recipe with this text is refused."""
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(written(folder, text))
+    return str(refused.value)
 
 
 def arguments_of(launch: Launch) -> tuple[str, ...]:
@@ -71,15 +92,15 @@ class TestShipped:
 
     def test_the_competition_takes_two_launches(self) -> None:
         """In sweep order; the prefill of the very last point starts a second server."""
-        served = launches(load_recipe("mi355x"), POINTS, NOTHING_TYPED, "python3")
+        served = launches("mi355x", POINTS)
         assert [points for _, points in served] == [POINTS[:-1], POINTS[-1:]]
         (before, _), (after, _) = served
-        assert after.changes(before) == "chunked-prefill-size 196608 -> 32768, max-prefill-tokens 196608 -> 32768"
+        assert after.changes_from(before) == "chunked-prefill-size 196608 -> 32768, max-prefill-tokens 196608 -> 32768"
 
     def test_a_typed_argument_saves_the_restart(self) -> None:
         """It goes before rules too, in the place of the recipe's."""
         typed = tuple(map(parse_server_arg, ("chunked-prefill-size=32768", "--max-prefill-tokens=32768")))
-        served = launches(load_recipe("mi355x"), POINTS, LaunchOptions(arguments=typed), "/opt/python3")
+        served = launches("mi355x", POINTS, arguments=typed)
         assert [(launch.argv, points) for launch, points in served] == [
             (tuple(word.format(P=32768) for word in MI355X), POINTS)
         ]
@@ -98,19 +119,19 @@ class TestShipped:
 
     def test_b200_polls_more_often_below_concurrency_16(self) -> None:
         """InferenceX's rule: one restart in a sweep over five concurrencies."""
-        served = launches(load_recipe("b200"), POINTS[:5], NOTHING_TYPED, "python3")
+        served = launches("b200", POINTS[:5])
         assert [[each.conc for each in points] for _, points in served] == [[4, 8], [16, 32, 64]]
-        assert served[1][0].changes(served[0][0]) == "scheduler-recv-interval 10 -> 30"
+        assert served[1][0].changes_from(served[0][0]) == "scheduler-recv-interval 10 -> 30"
 
     def test_cpu_needs_a_model(self) -> None:
         """Nobody knows what fits into this machine; with a model it is one rank on the CPU."""
-        with pytest.raises(RecipeError, match="cpu serves no model of its own; it needs --model"):
+        with pytest.raises(RecipeError, match=r"recipe cpu .*--model"):
             launch_of("cpu")
         launch = launch_of("cpu", model="/models/tiny")
         assert {"--model-path=/models/tiny", "--device=cpu", "--tensor-parallel-size=1"} <= set(launch.argv)
         assert launch.environment == (("SGLANG_USE_CPU_ENGINE", "1"),)
 
-    @pytest.mark.parametrize("name", recipe_names())
+    @pytest.mark.parametrize("name", [*recipe_names(), REFERENCE])
     def test_each_says_where_it_is_from(self, name: str) -> None:
         """A summary for --print-launch, a source for whoever doubts a flag."""
         recipe = load_recipe(name)
@@ -161,24 +182,24 @@ class TestChoice:
 
     def test_a_model_of_another_family_does_not(self) -> None:
         """The B200 recipe quantizes as one checkpoint needs it."""
-        with pytest.raises(RecipeError) as refused:
+        with pytest.raises(RecipeError, match=r"8 x NVIDIA B200 .*b200 .*DeepSeek-R1-0528-FP4.* --recipe"):
             recipe_for(["NVIDIA B200"] * 8, "deepseek-ai/DeepSeek-R1-0528")
-        assert str(refused.value) == (
-            "no recipe fits 8 x NVIDIA B200 (b200 is for models named …DeepSeek-R1-0528-FP4…, not "
-            "deepseek-ai/DeepSeek-R1-0528); --recipe takes b200, cpu, hopper, mi355x, mi355x-mtp, "
-            "or the path of a .toml file"
-        )
+
+    def test_the_embedded_engine_is_none_of_them(self) -> None:
+        """Whatever GPU there is, it is chosen by `--engine` only."""
+        assert REFERENCE not in recipe_names()
+        assert not load_recipe(REFERENCE).fits_gpus(["NVIDIA B200"])
 
     @pytest.mark.parametrize("gpus", [["NVIDIA A100"], ["NVIDIA GB200"], ["NVIDIA B200", "NVIDIA A100"]], ids=str)
     def test_an_unknown_gpu_is_not_guessed_at(self, gpus: list[str]) -> None:
         """One unknown among several is enough."""
-        with pytest.raises(RecipeError, match=r"no recipe fits .*1 x NVIDIA \w+; --recipe takes b200, cpu"):
+        with pytest.raises(RecipeError, match=r"1 x NVIDIA \w+; --recipe takes b200, cpu"):
             recipe_for(gpus, None)
 
     @pytest.mark.parametrize("name", ["mi355", "MI355X", "..", ""])
     def test_an_unknown_name_lists_the_known_ones(self, name: str) -> None:
         """Names are exact."""
-        with pytest.raises(RecipeError, match=r"no such recipe; --recipe takes b200, cpu, hopper, mi355x, mi355x-mtp"):
+        with pytest.raises(RecipeError, match=r"--recipe takes b200, cpu, hopper, mi355x, mi355x-mtp,"):
             load_recipe(name)
 
 
@@ -245,7 +266,7 @@ class TestOwn:
         recipe, base = load_recipe(written(tmp_path, text)), load_recipe("mi355x")
         assert (recipe.model, recipe.family, recipe.source) == (base.model, base.family, base.source)
         assert (recipe.gpus, recipe.tp, recipe.summary) == ((), 4, "")
-        changed = launch_of(recipe).changes(launch_of("mi355x", tp=4))
+        changed = launch_of(recipe).changes_from(launch_of("mi355x", tp=4))
         assert (
             changed
             == "recipe mi355x -> own.toml, cuda-graph-max-bs 128 -> unset, cuda-graph-max-bs-decode unset -> 128"
@@ -255,7 +276,7 @@ class TestOwn:
         """What the new recipe says goes before rules that it inherits."""
         text = 'extends = "mi355x"\narguments = { chunked-prefill-size = 1, max-prefill-tokens = 1 }'
         recipe = load_recipe(written(tmp_path, text))
-        assert len(launches(recipe, POINTS, NOTHING_TYPED, "python3")) == 1
+        assert len(launches(recipe, POINTS)) == 1
 
     def test_a_path_is_relative_to_the_file_that_extends(self, tmp_path: Path) -> None:
         """Not to the working directory."""
@@ -272,57 +293,88 @@ class TestOwn:
         assert {"--cuda-graph-max-bs-decode=128", "--chunked-prefill-size=196608"} <= set(launch_of(newer).argv)
         assert "--chunked-prefill-size=32768" in launch_of(full, point(8192, 1024, 64)).argv
 
+    def test_typed_arguments_extend_it(self) -> None:
+        """In the recipe's place where it has the argument, else behind; of one name, the last counts."""
+        typed = tuple(map(parse_server_arg, ("trust-remote-code=x", "new=1", "new=2", "host=0.0.0.0")))
+        launch = launch_of(
+            "hopper", arguments=typed, environment=(("B", "1"), ("A", "2"), ("B", "3")), model="m", port=1, tp=2
+        )
+        assert launch.argv[3:] == (
+            "--model-path=m", "--host=0.0.0.0", "--port=1", "--tensor-parallel-size=2", "--trust-remote-code=x",
+            "--chunked-prefill-size=8192", "--disable-radix-cache", "--enable-cache-report", "--new=2",
+        )  # fmt: skip
+        assert launch.environment == (("A", "2"), ("B", "3"))
+
+    def test_the_name_of_what_it_serves(self) -> None:
+        """SGLang lists a model as its path, unless told a name."""
+        named = (ServerArgument("served-model-name", "tiny"),)
+        assert launch_of("hopper", model="/models/tiny").model == "/models/tiny"
+        assert launch_of("hopper", model="/models/tiny", arguments=named).model == "tiny"
+
     def test_a_circle_is_named(self, tmp_path: Path) -> None:
         """However long it is."""
         written(tmp_path, 'extends = "own.toml"', "other.toml")
         path = written(tmp_path, 'extends = "./other.toml"')
-        with pytest.raises(RecipeError, match=r"cannot extend itself: .*own.toml extends .*other.toml extends .*own"):
+        with pytest.raises(RecipeError, match=r"own.toml extends .*other.toml extends .*own.toml"):
             load_recipe(path)
 
 
 class TestRefused:
-    """What no recipe can mean is an error that names the file and the field."""
+    """What no recipe can mean is an error that names the file, the key, what was found and what was expected."""
 
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "key", "found", "expected"),
         [
-            ("tp = ", "not TOML"),
-            ("colour = 1", "has colour, which means nothing; known are summary, source, extends"),
-            ("tp = 0", "tp is 0, must be a whole number from 1"),
-            ("tp = true", "tp is True, must be a whole number from 1"),
-            ('gpus = "B200"', "gpus is 'B200', must be a list of non-empty texts"),
-            ("model = ' '", "model is ' ', must be a non-empty text"),
-            ("command = []", "command is [], must be a list of non-empty texts"),
-            ('command = ["{pyton}"]', "command has {pyton}; the only placeholder is {python}"),
-            ('command = ["serve", "--port=1"]', "command: port is the sweep's own; use --port"),
-            ("arguments = 1", "arguments is 1, must be a table: [arguments]"),
-            ("arguments = { x = 2025-11-25 }", "arguments.x is datetime.date(2025, 11, 25), must be true, false"),
-            ("arguments = { x = [] }", "arguments.x is [], must be true, false"),
-            ("arguments = { x = [true] }", "arguments.x is [True], must be true, false"),
-            ("arguments = { x = inf }", "arguments.x: x is inf, must be a finite number"),
-            ("arguments = { mem_fraction = 1 }", "arguments.mem_fraction: an argument is written NAME=VALUE"),
-            ("arguments = { tp = 4 }", "arguments.tp: tp is the sweep's own; use --tp"),
-            ("arguments = { tp-size = false }", "arguments.tp-size: tp-size is the sweep's own; use --tp"),
-            ("arguments = { host = true }", "arguments.host: host needs a value"),
-            ("environment = { X = true }", "environment.X is True, must be a text or a number, or false"),
-            ("environment = { 1X = 1 }", "environment.1X: a variable is written NAME=VALUE"),
-            ("environment = { HF_TOKEN = 'hush' }", "environment.HF_TOKEN: HF_TOKEN is a secret by its name"),
-            ("when = 1", "when is 1, must be tables: [[when]]"),
-            ("[[when]]\narguments = { x = 1 }", "[[when]] 1: has no condition; known are isl, osl, conc_above"),
-            ("[[when]]\nisl = 1\n[[when]]\nconc = 1", "[[when]] 1: changes nothing; it needs arguments or environment"),
-            ("[[when]]\nconc = 1", "[[when]] 1: has conc, which means nothing; known are isl, osl, conc_above"),
-            ("extends = 'mi355'", "extends 'mi355': no such recipe"),
-            ("extends = './absent.toml'", "absent.toml: no recipe can be read there (No such file or directory)"),
+            ("tp = 0", "tp", "0", ">= 1"),
+            ("tp = true", "tp", "True", "`int`"),
+            ('gpus = "B200"', "gpus", "'B200'", "`array`"),
+            ("gpus = ['']", "gpus[0]", "''", "length >= 1"),
+            ("model = 1", "model", "1", "`str | null`"),
+            ("command = []", "command", "[]", "length >= 1"),
+            ("arguments = 1", "arguments", "1", "`object`"),
+            ("arguments = { x = 2025-11-25 }", "arguments.x", "date", "`bool | int | float | str | array`"),
+            ("arguments = { x = [] }", "arguments.x", "[]", "length >= 1"),
+            ("arguments = { x = [true] }", "arguments.x", "[True]", "`int | float | str`"),
+            ("arguments = { x = inf }", "arguments.x", "inf", "finite number"),
+            ("arguments = { host = true }", "arguments.host", "", "host=…"),
+            ("environment = { X = true }", "environment.X", "True", "false to leave it out"),
+            ("environment = { X = [] }", "environment.X", "[]", "`bool | int | float | str`"),
+            ("when = 1", "when", "1", "`array`"),
+            ("[[when]]\nisl = 1\n[[when]]\nosl = 0", "when[1].osl", "0", ">= 1"),
+            ("[[when]]\nisl = 1\narguments = { x = [] }", "when[0]: arguments.x", "[]", "length >= 1"),
         ],
     )
-    def test_with_the_reason(self, text: str, said: str, tmp_path: Path) -> None:
-        """Which file, which field, what it is, what it must be."""
-        path = written(tmp_path, text)
-        with pytest.raises(RecipeError) as refused:
-            load_recipe(path)
-        assert said in str(refused.value)
-        assert str(tmp_path) in str(refused.value)
-        assert "hush" not in str(refused.value)
+    def test_a_wrong_value(self, text: str, key: str, found: str, expected: str, tmp_path: Path) -> None:
+        """Of a field, of an argument, of a variable, of a condition."""
+        error = refusal(tmp_path, text)
+        assert error.startswith(f"{tmp_path}/own.toml: {key}: ")
+        assert found in error
+        assert expected in error
+
+    @pytest.mark.parametrize(
+        ("text", "names"),
+        [
+            ("tp = ", ["not TOML"]),
+            ("colour = 1", ["colour", "summary", "extends"]),
+            ("[[when]]\nconc = 1", ["when[0]", "conc", "conc_above"]),
+            ("[[when]]\narguments = { x = 1 }", ["when[0]", "isl, osl, conc_above, conc_below"]),
+            ('command = ["{pyton}"]', ["command", "{pyton}", "{python}"]),
+            ('command = ["serve", "--port=1"]', ["command", "--port"]),
+            ("arguments = { mem_fraction = 1 }", ["arguments.mem_fraction", "NAME=VALUE"]),
+            ("arguments = { tp = 4 }", ["arguments.tp", "--tp"]),
+            ("arguments = { tp-size = false }", ["arguments.tp-size", "--tp"]),
+            ("environment = { 1X = 1 }", ["environment.1X", "NAME=VALUE"]),
+            ("environment = { HF_TOKEN = 'hush' }", ["environment.HF_TOKEN", "secret"]),
+            ("extends = 'mi355'", ["extends", "'mi355'", "mi355x"]),
+            ("extends = './absent.toml'", ["absent.toml", "No such file or directory"]),
+        ],
+    )
+    def test_a_wrong_name(self, text: str, names: list[str], tmp_path: Path) -> None:
+        """Which it is, and which are known; a secret is not repeated."""
+        error = refusal(tmp_path, text)
+        assert str(tmp_path) in error
+        assert [name for name in names if name not in error] == []
+        assert "hush" not in error
 
     def test_bytes_that_are_no_text(self, tmp_path: Path) -> None:
         """TOML is UTF-8."""
@@ -345,7 +397,7 @@ class TestRefused:
         text = "".join(f"{name} = {as_toml(value)}\n" for name, value in document.items() if value is not None)
         path = written(tmp_path_factory.getbasetemp(), text, "any.toml")
         try:
-            outcome = launch_of(load_recipe(path), model="m").words
+            outcome = launch_of(load_recipe(path), model="m").shell_line
         except RecipeError as error:
             outcome = str(error)
         assert "--port=8888" in outcome or path in outcome
@@ -360,149 +412,3 @@ def as_toml(value: object) -> str:
     if isinstance(value, float):
         return str(value)
     return json.dumps("" if value is None else value)
-
-
-class TestTyped:
-    """--server-arg and --server-env."""
-
-    @pytest.mark.parametrize(
-        ("text", "name", "value"),
-        [
-            ("mem-fraction-static=0.9", "mem-fraction-static", "0.9"),
-            ("--mem-fraction-static=0.9", "mem-fraction-static", "0.9"),
-            ("--disable-radix-cache", "disable-radix-cache", None),
-            ("max-prefill-tokens=32768", "max-prefill-tokens", "32768"),
-            ("tokenizer-path=/data/tokenizer", "tokenizer-path", "/data/tokenizer"),
-            ("kt-max-deferred-experts-per-token=2", "kt-max-deferred-experts-per-token", "2"),
-            ("x=a=b c", "x", "a=b c"),
-            ("x=", "x", ""),
-        ],
-    )
-    def test_an_argument(self, text: str, name: str, value: str | None) -> None:
-        """With or without hyphens; all after the first = is its value."""
-        assert parse_server_arg(text) == ServerArgument(name, value)
-
-    @pytest.mark.parametrize(
-        ("text", "reason"),
-        [
-            ("", "an argument is written NAME=VALUE"),
-            ("--", "an argument is written NAME=VALUE"),
-            ("mem-fraction-static 0.9", "an argument is written NAME=VALUE"),
-            ("-x=1", "an argument is written NAME=VALUE"),
-            ("mem_fraction_static=0.9", "small letters and hyphens"),
-            ("model-path=x", "use --model"),
-            ("model=x", "use --model"),
-            ("--port=1", "use --port"),
-            ("tp=1", "use --tp"),
-            ("tp-size=1", "use --tp"),
-            ("tensor-parallel-size=1", "use --tp"),
-            ("tensor-par=1", "use --tp"),
-            ("host", "host needs a value"),
-            ("served-model-name=", "served-model-name needs a value"),
-            ("x=a\nb", "line break"),
-        ],
-    )
-    def test_an_argument_that_is_refused(self, text: str, reason: str) -> None:
-        """Ours go by their own options, abbreviated ones too, which argparse would take."""
-        with pytest.raises(ValueError, match=reason):
-            parse_server_arg(text)
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "api-key=hush", "--api-key=hush", "admin-api-key=hush", "api-k=hush", "ssl-keyfile-password=hush",
-            "some-secret=hush", "hf-token=hush", "proxy=http://ada:hush@proxy:3128",
-        ],
-    )  # fmt: skip
-    def test_a_secret_is_no_argument(self, text: str) -> None:
-        """The reason does not repeat it."""
-        with pytest.raises(ValueError, match=r"secret|wants a key|login") as refused:
-            parse_server_arg(text)
-        assert "hush" not in str(refused.value)
-
-    @pytest.mark.parametrize("name", ["HF_TOKEN", "OPENAI_API_KEY", "aws_secret", "DB_PASSWORD"])
-    def test_a_secret_is_exported(self, name: str) -> None:
-        """The reason says how, and does not repeat it."""
-        with pytest.raises(ValueError, match="export it instead: the server inherits the environment") as refused:
-            parse_server_env(f"{name}=hush")
-        assert "hush" not in str(refused.value)
-
-    def test_a_variable(self) -> None:
-        """All after the first = is its value; none is a value too."""
-        assert parse_server_env("SGLANG_X=a=b") == ("SGLANG_X", "a=b")
-        assert parse_server_env("SGLANG_MAX_TOKENS=") == ("SGLANG_MAX_TOKENS", "")
-
-    @pytest.mark.parametrize("text", ["", "SGLANG_X", "=1", "A B=1", "1A=1", "A=\0", "A=x://ada:hush@host"])
-    def test_a_variable_that_is_refused(self, text: str) -> None:
-        """No name, no value, or one that no environment can have."""
-        with pytest.raises(ValueError, match=r"NAME=VALUE|control character|login"):
-            parse_server_env(text)
-
-    @given(st.text() | st.from_regex(r"(--)?[a-z-]+(=.*)?", fullmatch=True))
-    def test_an_argument_is_one_word(self, text: str) -> None:
-        """Whatever is accepted reaches SGLang as it was typed."""
-        try:
-            argument = parse_server_arg(text)
-        except ValueError:
-            return
-        words = render(argument.name, True if argument.value is None else argument.value)
-        assert words == ("--" + text.removeprefix("--"),)
-
-    def test_it_extends_the_recipe(self) -> None:
-        """In the recipe's place where it has the argument, else behind; of one name, the last counts."""
-        typed = tuple(map(parse_server_arg, ("trust-remote-code=x", "new=1", "new=2", "host=0.0.0.0")))
-        launch = launch_of(
-            "hopper", arguments=typed, environment=(("B", "1"), ("A", "2"), ("B", "3")), model="m", port=1, tp=2
-        )
-        assert launch.argv[3:] == (
-            "--model-path=m", "--host=0.0.0.0", "--port=1", "--tensor-parallel-size=2", "--trust-remote-code=x",
-            "--chunked-prefill-size=8192", "--disable-radix-cache", "--enable-cache-report", "--new=2",
-        )  # fmt: skip
-        assert launch.environment == (("A", "2"), ("B", "3"))
-
-
-class TestLaunch:
-    """A command line as a value."""
-
-    @pytest.mark.parametrize(
-        ("host", "url"),
-        [
-            ("127.0.0.1", "http://127.0.0.1:8888"),
-            ("0.0.0.0", "http://127.0.0.1:8888"),
-            ("::", "http://127.0.0.1:8888"),
-            ("::1", "http://[::1]:8888"),
-            ("gpu7", "http://gpu7:8888"),
-        ],
-    )
-    def test_its_address(self, host: str, url: str) -> None:
-        """A server on all addresses is reached on loopback."""
-        launch = launch_of("hopper", arguments=(ServerArgument("host", host),))
-        assert (launch.host, launch.url) == (host, url)
-
-    def test_the_name_of_what_it_serves(self) -> None:
-        """SGLang lists a model as its path, unless told a name."""
-        named = (ServerArgument("served-model-name", "tiny"),)
-        assert launch_of("hopper", model="/models/tiny").model == "/models/tiny"
-        assert launch_of("hopper", model="/models/tiny", arguments=named).model == "tiny"
-
-    def test_equal_launches_change_nothing(self) -> None:
-        """Points that share one share a server."""
-        assert launch_of("mi355x", POINTS[0]) == launch_of("mi355x", POINTS[9])
-        assert launch_of("mi355x", POINTS[0]).changes(launch_of("mi355x", POINTS[9])) == ""
-
-    def test_changes_name_what_a_user_knows(self, tmp_path: Path) -> None:
-        """Arguments by their names, flags as set or unset, variables, and the command."""
-        before = load_recipe(written(tmp_path, "environment = { A = 1 }\narguments = { x = true, y = [1, 2] }"))
-        after = load_recipe(written(tmp_path, 'command = ["serve"]\narguments = { y = [1, 3] }'))
-        assert launch_of(after, model="m").changes(launch_of(before, model="m")) == (
-            "command /opt/python3 -m sglang.launch_server -> serve, x set -> unset, y 1 2 -> 1 3, A 1 -> unset"
-        )
-
-    _LINES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
-
-    @given(st.lists(_LINES, min_size=1), st.dictionaries(st.from_regex(r"[A-Z_]+", fullmatch=True), _LINES))
-    def test_words_are_what_a_shell_would_run(self, argv: list[str], environment: dict[str, str]) -> None:
-        """Quoted, so that it can be copied; a shell's rules of splitting give back what is run."""
-        variables = tuple(sorted(environment.items()))
-        launch = Launch(recipe="r", argv=tuple(argv), environment=variables, model="m", port=1)
-        assert shlex.split(launch.words) == [*(f"{name}={value}" for name, value in variables), *argv]

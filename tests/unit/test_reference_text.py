@@ -1,4 +1,4 @@
-"""Text that comes a token at a time: no character is cut in two, no stop string shows."""
+"""Text from single tokens: characters are whole and stop strings are left out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_encoding_and_decoding_is_the_identity(vocabulary: Vocabulary, text: str
 
 @given(text=st.text(min_size=1))
 def test_characters_come_whole(vocabulary: Vocabulary, text: str) -> None:
-    """Each character appears with its last byte, never in parts; together they are the text."""
+    """Each character appears with its last byte; together they are the text."""
     found, _ = pieces(vocabulary, vocabulary.encode(text))
     assert "".join(found) == text
     assert [piece for piece in found if piece] == list(text)
@@ -60,7 +60,7 @@ def test_a_settled_stream_gives_out_the_tokens_own_text(vocabulary: Vocabulary, 
 
 @given(text=st.text("abc", max_size=30), stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 def test_text_ends_before_the_first_stop_string(vocabulary: Vocabulary, text: str, stops: list[str]) -> None:
-    """Nothing of it shows, not even its beginning; what only looked like one is given out after all."""
+    """A stop string is left out completely; a mere beginning of one is text."""
     stream, found = TextStream(vocabulary, tuple(stops)), ""
     for end, token in enumerate(vocabulary.encode(text), 1):
         found += stream.push(token)

@@ -1,4 +1,4 @@
-"""The packaged model: small, loadable offline, and as good as its documentation says."""
+"""The packaged model: small, loadable offline, with the documented quality."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestTokenizer:
     """As transformers and tokenizers load it."""
 
     def test_adds_no_token_of_its_own(self) -> None:
-        """Text becomes its tokens alone; BOS and EOS are there, and neither is 0, which some clients take for none."""
+        """Text becomes its tokens only; BOS and EOS exist, and neither has the id 0."""
         tokenizer = AutoTokenizer.from_pretrained(FOLDER, local_files_only=True)
         assert tokenizer(DOCUMENTS[0].text)["input_ids"] == token_ids(DOCUMENTS[0])[1:]
         assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
@@ -85,12 +85,12 @@ class TestQuality:
         assert entropy < bits_per_byte(FOLDER) < min(0.43, 1.1 * entropy)
 
     def test_careful_rounding_does_not_show(self, tmp_path: Path) -> None:
-        """Eight bits per output channel move bits per byte by less than 0.3 %: a gate must let that pass."""
+        """int8 per channel changes bits per byte by less than 0.3 %: a gate must pass it."""
         copy = quantised_copy(FOLDER, tmp_path / "int8", "int8")
         assert bits_per_byte(copy) == pytest.approx(bits_per_byte(FOLDER), rel=0.003)
 
     def test_reckless_rounding_shows(self, tmp_path: Path) -> None:
-        """Four bits with one scale for all matrices at least double it: a gate must see that."""
+        """int4 with one scale for all at least doubles it: a gate must fail it."""
         copy = quantised_copy(FOLDER, tmp_path / "int4", "int4")
         assert bits_per_byte(copy) > 2 * bits_per_byte(FOLDER)
 
@@ -105,6 +105,6 @@ class TestRounding:
         assert narrowed(widened(finite.tobytes(), [len(finite)])) == finite.tobytes()
 
     def test_narrowing_rounds_to_nearest_ties_to_even(self) -> None:
-        """1 + 2^-8 lies between two neighbours and goes to the even one, a little more goes up."""
+        """1 + 2^-8 lies halfway and is rounded to even; a little more is rounded up."""
         values = np.array([1 + 2**-8, 1 + 2**-8 + 2**-20, 1 + 3 * 2**-8], np.float32)
         assert widened(narrowed(values), [3]).tolist() == [1.0, 1 + 2**-7, 1 + 2**-6]

@@ -89,7 +89,7 @@ def test_a_reply_of_another_kind_is_shown(reply: bytes, complaint: str) -> None:
 
 @given(st.lists(st.floats(max_value=0, allow_infinity=False), min_size=1))
 def test_any_honest_list_adds_up(scored: list[float]) -> None:
-    """Every list of the right length with numbers of the right kind is a log-likelihood."""
+    """The sum of every valid list is the log-likelihood."""
     try:
         expected = math.fsum(scored)
     except OverflowError:

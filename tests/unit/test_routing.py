@@ -1,4 +1,4 @@
-"""Which leaderboard results go to, under which team name, and what is refused before a sweep."""
+"""Which leaderboard takes results, and what is refused before a sweep."""
 
 from __future__ import annotations
 

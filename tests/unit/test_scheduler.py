@@ -1,4 +1,4 @@
-"""Continuous batching: every sequence gets what it would get alone, slots are used and freed, nobody starves."""
+"""Continuous batching: results as if computed alone, slots freed, nobody starved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOCAB = 260
 
 @pytest.fixture(scope="module", autouse=True)
 def one_blas_thread() -> Iterator[None]:
-    """As in the engine's process; two are twenty times slower on a machine that is busy."""
+    """As in the engine's process; on a busy machine two threads are 20 times slower."""
     with threadpool_limits(1):
         yield
 
@@ -81,7 +81,7 @@ class TestTokens:
         max_running: int,
         prefill_tokens: int,
     ) -> None:
-        """Whenever sequences come and go, however prompts are cut, each that stays ends with its greedy tokens."""
+        """Whatever else runs, every sequence that is not cancelled gets its greedy tokens."""
         scheduler = Scheduler(model, max_running=max_running, prefill_tokens=prefill_tokens, prefill_burst=40)
         sequences = [sequence(length, count, salt=seed) for seed, (length, count, _) in enumerate(arrivals)]
         for one, (_, _, steps) in zip(sequences, arrivals, strict=True):
@@ -146,7 +146,7 @@ class TestScores:
 
     @pytest.mark.parametrize("prefill_tokens", [3, 512])
     def test_prompt_and_generated_tokens_are_scored(self, model: Model, prefill_tokens: int) -> None:
-        """As the model's own logprobs have them, in one chunk or several; the first prompt token has none."""
+        """They equal the model's log-probabilities; the first prompt token has none."""
         one = sequence(11, 3, top_logprobs=2, score_prompt=True)
         run(Scheduler(model, prefill_tokens=prefill_tokens), sequence(2), one)
         ids = [*one.prompt.tolist(), *one.generated]
@@ -184,7 +184,7 @@ class TestOrder:
         assert [sequences.index(one) for one in dict.fromkeys(firsts)] == [0, 1, 2, 3, 4]
 
     def test_a_burst_of_prompts_shares_passes(self, model: Model) -> None:
-        """Prompts that fit together are computed in one pass, and get their first token from it."""
+        """Prompts that fit are computed in one pass, which gives their first tokens."""
         log = Log()
         scheduler = Scheduler(model, prefill_tokens=30)
         for seed in range(4):
@@ -226,7 +226,7 @@ class TestCancel:
 
     @pytest.mark.parametrize("steps", [0, 1, 2, 4])
     def test_wherever_it_is_its_place_is_freed(self, model: Model, steps: int) -> None:
-        """Waiting, half computed or running: it goes, the others go on as if it had never been."""
+        """Waiting, partly computed or running: it is removed without effect on the others."""
         scheduler = Scheduler(model, max_running=2, prefill_tokens=20)
         first, victim, last = sequence(10, 8, salt=1), sequence(25, 8, salt=2), sequence(6, 8, salt=3)
         for one in (first, victim, last):

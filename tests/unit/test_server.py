@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1.core.server import count_gpus, describe, identity_changes, is_loopback
+from pytest_dsr1.core.server import Served, count_gpus, describe, identity_changes, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,26 @@ def test_reference_engine_is_known_by_its_word() -> None:
     """It is one, whoever started it."""
     served = describe("u", "m", {"engine": "pytest-dsr1-reference"}, tp=8)
     assert (served.is_reference, served.num_gpus) == (True, 1)
+
+
+def test_url_and_model_suffice() -> None:
+    """A server that somebody else started is an external one."""
+    served = Served(url="http://127.0.0.1:8000/", model="llama")
+    assert (served.url, served.engine, served.num_gpus) == ("http://127.0.0.1:8000", "external", None)
+
+
+@pytest.mark.parametrize(
+    ("info", "names"),
+    [
+        ({}, ("llama",)),
+        ({"model_path": "/models/llama", "tokenizer_path": "/tok"}, ("/tok", "/models/llama", "llama")),
+        ({"model_path": "llama", "tokenizer_path": None}, ("llama",)),
+        ({"model_path": "", "tokenizer_path": 3}, ("llama",)),
+    ],
+)
+def test_names_of_the_models_files(info: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Those that the server reports come first; each is there once."""
+    assert Served(url="u", model="llama", info=info).names == names
 
 
 def test_identity_is_process_model_and_arguments() -> None:

@@ -76,7 +76,7 @@ def outcome_for(
     in_reads=st.lists(st.integers(0, 2000), max_size=12),
 )
 def test_cuts_do_not_matter_but_for_times(newline: str, in_chunks: list[int], in_reads: list[int]) -> None:
-    """However a stream is cut, it says the same, and each event has the time of the read that completed it."""
+    """The result does not depend on the cuts; an event has the time of its last read."""
     body = body_of(GOOD, newline=newline)
     data, places = chunked_with_places(cut(body, in_chunks))
     reads = cut(data, in_reads)
@@ -103,7 +103,7 @@ def test_an_event_ends_with_its_blank_line(place: int) -> None:
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=4))
 def test_no_bytes_whatever_are_an_error_of_ours(data: bytes, places: list[int]) -> None:
-    """Garbage, with or without a good head before it, is malformed or truncated, and never raises."""
+    """Random bytes, with or without a valid head, are a failure and never raise."""
     for whole in (data, HEAD + b"\r\n" + data, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + data):
         reads = cut(whole, places)
         reply = read_reply(reads, range(len(reads)))
@@ -189,7 +189,7 @@ def test_usage_may_come_anywhere(contents: list[object]) -> None:
 
 
 def test_events_are_counted_by_choices() -> None:
-    """Neither usage, nor [DONE], nor comments, nor an empty list of choices is an event that counts."""
+    """Usage, [DONE], comments and events with empty choices do not count."""
     body = b": hi\n\n" + body_of([{"choices": []}, token(), {"choices": [], "usage": USAGE}])
     assert len(read(chunked([body])).event_ns) == 1
 

@@ -83,7 +83,7 @@ def test_other_ways_to_say_it(label: str, field: Field) -> None:
     ],
 )
 def test_what_may_mean_something_else_is_not_recognised(label: str) -> None:
-    """A mean is not a median, and a machine's throughput is not a GPU's: the user is asked."""
+    """A mean is not a median, and a machine's throughput is not a GPU's."""
     assert recognise(label) is None
 
 
@@ -135,7 +135,7 @@ def test_labels_that_cannot_be_filled(labels: tuple[str, ...], message: str) -> 
 
 
 def test_unknown_label_is_filled_by_place_if_accepted() -> None:
-    """Only among eleven or fourteen inputs, whose order is known; the schema lists these labels."""
+    """Only among 11 or 14 inputs, whose order is known; the schema lists such labels."""
     assert match_labels((*GUIDE[:10], "Wortperplexität")).unknown == ("Wortperplexität",)
     assert match_labels((*GUIDE[:10], "Wortperplexität")).fields == FIELDS_11
 
@@ -196,7 +196,7 @@ def test_missing_baseline_is_empty_only_where_that_is_allowed() -> None:
 
 
 def test_key_is_of_the_row_and_the_leaderboard() -> None:
-    """The same figures on the same leaderboard have the same key; anything else has another."""
+    """Same figures, same leaderboard: same key. Anything else has another key."""
     one, other = (make_entry(Result.from_fields(result_fields(conc)), "Team") for conc in (4, 8))
     assert one.key("http://a") == make_entry(Result.from_fields(result_fields(4)), "Team").key("http://a")
     assert len({one.key("http://a"), one.key("http://b"), other.key("http://a")}) == 3

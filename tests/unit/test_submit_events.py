@@ -1,4 +1,4 @@
-"""What Gradio's event streams mean, however they are cut, and what an outbox says after a crash."""
+"""Gradio's event streams, however they are cut; the outbox after a crash."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_events_do_not_depend_on_how_bytes_arrive(
 
 @given(st.lists(st.binary(max_size=50), max_size=5))
 def test_parser_takes_any_bytes(chunks: list[bytes]) -> None:
-    """Arbitrary bytes never raise an exception, neither in the parser nor in what interprets its events."""
+    """Arbitrary bytes and the events in them never raise an exception."""
     parser = EventParser()
     for chunk in chunks:
         for name, data in parser.feed(chunk):
@@ -119,6 +119,19 @@ def test_last_record_of_each_key_counts(tmp_path: Path) -> None:
     )
     assert latest["k"].data == ["T \N{ROCKET}", 4, 0.1 + 0.2]
     assert len(outbox.path.read_text().splitlines()) == 3
+
+
+def test_version_1_is_read(tmp_path: Path) -> None:
+    """A line as earlier releases wrote it: ASCII only, any order of keys."""
+    line = (
+        r'{"version": 1, "key": "k", "url": "http://h", "conc": 4, "state": "accepted", "message": "ok \ud83d\ude80", '
+        r'"event_id": "e", "data": ["T", 4, 0.5, 3.0, null], "time": 1764018726.5}'
+    )
+    outbox = Outbox(tmp_path)
+    outbox.path.write_text(line + "\n")
+    found = outbox.latest()["k"]
+    assert (found.state, found.message, found.time) == (State.ACCEPTED, "ok \N{ROCKET}", 1764018726.5)
+    assert found.data == ["T", 4, 0.5, 3.0, None]
 
 
 def test_killed_while_sending_is_unknown(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What mode submit does at the beginning and at the end of a session, without a session."""
+"""Mode submit at the beginning and at the end of a session, without a session."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_interrupted_session_sends_nothing(status: int, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_submitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row being sent is unknown, the others are pending, and the exit status says interrupted."""
+    """The row being sent is unknown, the others are pending, the status is 2."""
     with scripted_space(post=[Reply(held=True)]) as space:
         sent: list[str] = []
 
@@ -131,12 +131,11 @@ def test_offline_before_the_run_is_a_warning() -> None:
 
 
 def test_another_plugin_objects(tmp_path: Path) -> None:
-    """`pytest_dsr1_objections` of any plugin keeps a result back; the summary has its reason."""
+    """A plugin's `pytest_dsr1_objections` keeps a result back; the summary says why."""
 
     def objections(result: Result, loopback: bool) -> list[list[str]]:
-        return (
-            [[], [f"throttled, loopback={loopback}"]] if result.fields["benchmark_args"]["max_concurrency"] == 8 else []
-        )
+        conc = result.fields["benchmark_args"]["max_concurrency"]
+        return [[], [f"throttled, loopback={loopback}"]] if conc == 8 else []
 
     config = cast(pytest.Config, SimpleNamespace(hook=SimpleNamespace(pytest_dsr1_objections=objections)))
     with scripted_space() as space:

@@ -27,7 +27,7 @@ def served(url: str, model: str, info: Mapping[str, object] | None = None) -> Se
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model folder: five words, then BOS (7) and EOS as added tokens; more rows than ids, as real models have."""
+    """A model folder: five words, BOS (7) and EOS as added tokens, spare rows."""
     words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(["?", "a", "b", "c", "d"])}, "?"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.add_special_tokens([AddedToken(text) for text in ("<pad>", "</s>", "<s>")])
@@ -64,7 +64,7 @@ def tokenizing(text: str, special: bool) -> dict[str, Any]:
 
 @pytest.fixture
 def serving() -> Iterator[Callable[..., Served]]:
-    """Start a server that tokenises by a function; its server, with what it says of itself."""
+    """Starts a server that tokenizes with a function."""
     contexts = []
 
     def start(tokenize: Callable[[str, bool], Any], model: str = "some/model", **info: object) -> Served:
@@ -150,7 +150,7 @@ class TestTokenizer:
     def test_a_server_that_tokenises_wrongly_is_passed_over(
         self, tokenize: Callable[[str, bool], Any], complaint: str, folder: Path, serving: Callable[..., Served]
     ) -> None:
-        """The named folder is next; with none, the error says what was wrong with /tokenize."""
+        """The folder is used instead; without one, the error has the reason."""
         info = {} if "BOS or EOS" in complaint else {"bos_token_id": BOS}
         server = serving(tokenize, **info)
         with pytest.raises(VocabularyError, match=complaint):
@@ -291,6 +291,6 @@ class TestVocabSize:
 
 
 def test_names_are_each_given_once() -> None:
-    """What the server says of its files, then the model's name: no name is asked for twice."""
+    """What the server reports of its files, then the model's name."""
     assert served("http://h", "m", {"tokenizer_path": "t", "model_path": "m"}).names == ("t", "m")
     assert served("http://h", "m", {"tokenizer_path": "", "model_path": 7}).names == ("m",)
