@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_dsr1.bench import published_baselines
+from pytest_dsr1.batch.published import published_baselines
 from pytest_dsr1.core.gate import AccuracyFigures, baselines_to_json
 from tests.project import Project
 from tests.servers.timed import timed_server
