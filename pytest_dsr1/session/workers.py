@@ -120,7 +120,8 @@ class Controller:
         if self._tests or not file.exists():
             return
         tests = msgspec.json.decode(file.read_bytes(), type=list[PointTest])
-        self._tests = {test.nodeid: test for test in tests}
+        # The scheduler has this very mapping.
+        self._tests.update({test.nodeid: test for test in tests})
         self._sweep.select(tests)
 
     @pytest.hookimpl(optionalhook=True)

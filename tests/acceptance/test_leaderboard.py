@@ -199,7 +199,7 @@ def with_baseline(project: Project, data: Path | None) -> tuple[str, ...]:
         "scripted", task.name, AccuracyFigures(1.4426950408889634, 2.718281828459045, word), "-"
     )
     (project.folder / "mine.json").write_text(baselines_to_json([baseline]))
-    corpus = () if data is None else ("--accuracy-data", str(data))
+    corpus = () if data is None else (f"--accuracy-data={data}",)
     return (*corpus, "--accuracy-baseline", "mine.json")
 
 
