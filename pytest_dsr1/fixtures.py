@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pytest_dsr1.session import Session
 
 
+#: Tests that request one of these measure accuracy.
+_ACCURACY = frozenset({"accuracy", "accurate", "dsr1_accuracy"})
+
+
 class MeasureLoad(Protocol):
     """What `dsr1_load` is: a call that measures one point under load."""
 
@@ -62,7 +66,8 @@ def dsr1_bench(dsr1_session: Session, dsr1_server: Served, request: pytest.Fixtu
     checks = [check for checks in config.hook.pytest_dsr1_checks(config=config) for check in checks]
     with ending_sweep(request):
         bench = dsr1_session.bench(dsr1_server, partial(_around_load, config), checks)
-    bench.prepare()
+    if any(_ACCURACY & set(getattr(item, "fixturenames", ())) for item in request.session.items):
+        bench.prepare()
     return bench
 
 
