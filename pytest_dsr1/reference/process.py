@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
@@ -23,9 +24,9 @@ from pytest_dsr1.reference.weights import CheckpointError
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def main() -> None:
-    """Serve until told to stop."""
-    parser = argparse.ArgumentParser(prog="python -m pytest_dsr1.reference", description=__doc__)
+def main(words: Sequence[str]) -> int:
+    """Serve until SIGTERM or Ctrl+C; the exit status."""
+    parser = argparse.ArgumentParser(prog="pytest-dsr1 engine", description="Serve the embedded reference engine")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 (default): any free one")
     parser.add_argument(
@@ -36,7 +37,7 @@ def main() -> None:
     # SGLang's, so that both are launched by the same code.
     parser.add_argument("--served-model-name", choices=[NAME], default=NAME, help="Always this one")
     parser.add_argument("--tensor-parallel-size", type=int, choices=[1], default=1, help="Always 1")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     folder = WEIGHTS if arguments.model_path == NAME else Path(arguments.model_path)
     try:
         engine = InferenceEngine.load(
@@ -48,6 +49,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     uvloop.run(_serve(engine, arguments.host, arguments.port))
+    return 0
 
 
 async def _serve(engine: InferenceEngine, host: str, port: int) -> None:
