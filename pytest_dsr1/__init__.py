@@ -1,4 +1,4 @@
-"""Benchmark the servers of DeepSeek-R1: accuracy gate, exact load generator, B200 comparison, as a pytest plugin."""
+"""A pytest plugin that benchmarks the servers of DeepSeek-R1."""
 
 from __future__ import annotations
 

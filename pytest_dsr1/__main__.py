@@ -14,7 +14,7 @@ _COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; its exit status, 2 for a command line that cannot be understood."""
+    """Run a subcommand and return its exit status; 2 if there is no such command."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in _COMMANDS:
         module = importlib.import_module(_COMMANDS[words[0]][0])

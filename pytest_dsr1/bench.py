@@ -1,4 +1,4 @@
-"""One visit to a point: it begins, its accuracy and its load are measured, its result is written."""
+"""Measures points on one server: accuracy, load, and the result of both."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, 
 
 @dataclass
 class Bench:
-    """One session's measurements on one server. Nothing is measured twice, whoever asks.
+    """The measurements of one session on one server; none is made twice.
 
     :param served: What the server says of itself; asked anew before each point.
     :param folder_of: The batch folder of a point.
@@ -104,7 +104,7 @@ class Bench:
     _visits: dict[Point, Visit] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """Do what takes the client's CPU and needs no measurement: imports, corpus, tokenizer."""
+        """Load the libraries, the corpus and the tokenizer before anything is timed."""
         if self.config.accuracy:
             warm_up_imports()
             with suppress(AccuracyError, VocabularyError):
@@ -141,7 +141,7 @@ class Bench:
 
 
 class Visit:
-    """All that is measured at one point. `accuracy`, `load` and `record` may be called in any order.
+    """The measurements at one point; its methods may be called in any order.
 
     :param before: What the server said of itself when the visit began.
     """
@@ -156,7 +156,7 @@ class Visit:
     # -- accuracy -----------------------------------------------------------------------------------------------------
 
     def accuracy(self) -> AccuracyRecord:
-        """What the gate says of the point, measured at its concurrency, and written before anybody judges it."""
+        """The verdict of the accuracy gate; the result is written before it is judged."""
         if self._accuracy is None:
             config = self._bench.config
             self._accuracy = self._measure_accuracy() if config.accuracy else AccuracyRecord(verdict=NOT_RUN)
@@ -253,7 +253,7 @@ class Visit:
     # -- result -------------------------------------------------------------------------------------------------------
 
     def record(self) -> Result:
-        """The result of the point with all that was measured, written before anybody judges it."""
+        """Write the result with all that was measured, and return it."""
         return self._write()
 
     def _write(self) -> Result:

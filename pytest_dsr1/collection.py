@@ -1,4 +1,4 @@
-"""Which tests a sweep has, under which ids, in which order, and what each report says of its point."""
+"""The tests of a sweep: which there are, their ids, their order, their reports."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def belongs_to_sweep(item: pytest.Item) -> bool:
 
 
 def measures_without_sweep(item: pytest.Item) -> bool:
-    """Whether a test names its points itself, so that it measures without lengths on the command line."""
+    """Whether a test names its points itself and needs no lengths on the command line."""
     callspec = getattr(item, "callspec", None)
     return belongs_to_sweep(item) and not (callspec is not None and POINT in callspec.params)
 
@@ -161,7 +161,7 @@ class SweepTests:
         self._arrange(items)
 
     def _arrange(self, items: list[pytest.Item]) -> None:
-        """Put a sweep's tests in sweep order among themselves, whatever another plugin did; others stay in place."""
+        """Put the sweep's tests into sweep order; other tests keep their places."""
         place = {point: number for number, point in enumerate(self._sweep.points)}
         ours = [(number, point) for number, item in enumerate(items) if (point := point_of(item)) is not None]
         ordered = sorted(ours, key=lambda one: (place.get(one[1], len(place)), _measures_load(items[one[0]]), one[0]))
@@ -188,7 +188,7 @@ def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Any) -> None:
 
 
 def _measure_all_the_same(items: Iterable[pytest.Item], before: dict[pytest.Item, list[pytest.Mark]]) -> None:
-    """Undo the skip of --benchmark-only for tests that use pytest-benchmark only after they have measured."""
+    """Undo the skip of --benchmark-only: these use pytest-benchmark after measuring."""
     for item in items:
         added = [mark for mark in item.own_markers if mark not in before.get(item, item.own_markers)]
         pytest_internals.forget_marks(

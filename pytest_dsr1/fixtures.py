@@ -1,4 +1,4 @@
-"""The fixtures of the sweep and of a user's own tests; all of their names begin with `dsr1_`."""
+"""The fixtures: what the sweep's tests and a user's own tests request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MeasureLoad(Protocol):
     """What `dsr1_load` is: a call that measures one point under load."""
 
     def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
-        """Measure it, write its result, and return that; at once where it was measured before.
+        """Measure a point, write its result and return it.
 
         What is not given comes from `dsr1_point` where the test requests it, else from --isl, --osl and --conc.
         """
@@ -54,7 +54,7 @@ def dsr1_session(pytestconfig: pytest.Config) -> Session:
 
 @pytest.fixture(scope="session")
 def dsr1_server(dsr1_session: Session, request: pytest.FixtureRequest) -> Served:
-    """The server of the session; override it in the conftest.py of the rootdir to bring one of your own."""
+    """The server that is measured; override it to bring a server of your own."""
     with ending_sweep(request):
         return dsr1_session.serve()
 
@@ -91,12 +91,12 @@ def dsr1_load(dsr1_measurements: Measurements) -> MeasureLoad:
 
 @pytest.fixture
 def dsr1_accuracy(dsr1_measurements: Measurements) -> MeasureAccuracy:
-    """Measures accuracy at one concurrency: `dsr1_accuracy(isl=1024, osl=1024, conc=16)`."""
+    """Measures accuracy: `dsr1_accuracy(isl=1024, osl=1024, conc=16)`."""
     return dsr1_measurements.accuracy
 
 
 class Measurements:
-    """The measurements that one test makes, each at the point that it names or was given."""
+    """The measurements of one test, at points that it names or was given."""
 
     def __init__(self, session: Session, bench: Bench, request: pytest.FixtureRequest) -> None:
         self._session = session
@@ -120,7 +120,7 @@ class Measurements:
         return record
 
     def accurate(self) -> AccuracyRecord:
-        """The same for a test that makes no sense on another model: skipped where the gate failed."""
+        """The same; skips the test where the gate failed."""
         from pytest_dsr1.collection import GATED
 
         record = self.accuracy()
@@ -135,7 +135,7 @@ class Measurements:
             return self._visit(None, None, None).load()
 
     def record(self, _: LoadRecord) -> Result:
-        """Write the result of the test's point, then JUnit properties and a row of pytest-benchmark."""
+        """Write the result of the test's point, JUnit properties and a benchmark row."""
         return self._record(self._visit(None, None, None))
 
     def measure_load(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
@@ -243,7 +243,7 @@ class ReplayClock:
 def record_benchmark_row(
     request: pytest.FixtureRequest, point: Point, run: LoadRun, figures: Mapping[str, float]
 ) -> None:
-    """Hand the E2E latencies of a run to pytest-benchmark, where it is there and was not used by this test."""
+    """Give the E2E latencies to pytest-benchmark, unless the test uses it itself."""
     durations_s = [(sample.last_ns - sample.sent_ns) / 1e9 for sample in run.completed if sample.last_ns is not None]
     used = "benchmark" in request.fixturenames
     if not durations_s or used or not request.config.pluginmanager.hasplugin("benchmark"):

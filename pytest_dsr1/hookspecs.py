@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.hookspec(firstresult=True)
 def pytest_dsr1_server(config: pytest.Config, sweep: SweepConfig) -> Served | None:
-    """Bring the server that is measured: return where it serves, or None to leave it to the next one.
+    """Bring the server that is measured: return it, or None for no opinion.
 
     Called once, in the process that owns the session, before anything is measured, and only where --server-url was
     not typed. The server must answer, and is measured like one that --server-url names. End it in `pytest_unconfigure`.
@@ -36,7 +36,7 @@ def pytest_dsr1_server(config: pytest.Config, sweep: SweepConfig) -> Served | No
 
 @pytest.hookspec(firstresult=True)
 def pytest_dsr1_refuse_server(config: pytest.Config, why: str, reference: bool, served: Served | None) -> str | None:
-    """Refuse the chosen server before anything is measured: return the reason in one line.
+    """Refuse the chosen server: return the reason in one line.
 
     Called when the server is chosen, and again when it has answered.
 
@@ -48,12 +48,17 @@ def pytest_dsr1_refuse_server(config: pytest.Config, why: str, reference: bool, 
 
 @pytest.hookspec
 def pytest_dsr1_preflight(config: pytest.Config, sweep: SweepConfig) -> Iterable[PreflightCheck] | None:
-    """Look for what would fail later, before a server is started. A check that did not pass ends the session."""
+    """Look for what would fail later, before a server is started.
+
+    A check that did not pass ends the session.
+    """
 
 
 @pytest.hookspec
 def pytest_dsr1_checks(config: pytest.Config) -> Iterable[Check] | None:
-    """Add checks of a result: functions from `Evidence` to findings. One that rejects fails the point.
+    """Add checks of a result: functions from `Evidence` to findings.
+
+    A finding that rejects fails the point.
 
     Example::
 
@@ -68,12 +73,17 @@ def pytest_dsr1_checks(config: pytest.Config) -> Iterable[Check] | None:
 
 @pytest.hookspec
 def pytest_dsr1_load_started(config: pytest.Config, point: Point, served: Served) -> None:
-    """Called in the process that measures, directly before the requests of a point are sent."""
+    """The requests of a point are about to be sent.
+
+    Called in the process that measures.
+    """
 
 
 @pytest.hookspec
 def pytest_dsr1_load_ended(config: pytest.Config, point: Point, served: Served) -> Mapping[str, object] | None:
-    """Called in the process that measures, directly after the last response of a point.
+    """The last response of a point has arrived.
+
+    Called in the process that measures.
 
     :return: What is to stand in the result: one object for each name, under `extra`.
     """
@@ -81,12 +91,14 @@ def pytest_dsr1_load_ended(config: pytest.Config, point: Point, served: Served) 
 
 @pytest.hookspec
 def pytest_dsr1_batch_started(config: pytest.Config, batch: Batch) -> None:
-    """A batch folder exists, and its server is known. Called in the process that owns the session."""
+    """A batch folder exists. Called in the process that owns the session."""
 
 
 @pytest.hookspec
 def pytest_dsr1_point_ended(config: pytest.Config, point: Point, state: PointState, result: Result | None) -> None:
-    """A point has ended: its state is in summary.txt. Called in the process that owns the session.
+    """A point has ended, and its state is in summary.txt.
+
+    Called in the process that owns the session.
 
     :param result: None where nothing was written for it.
     """
@@ -102,7 +114,7 @@ def pytest_dsr1_batch_ended(config: pytest.Config, batch: Batch) -> None:
 
 @pytest.hookspec
 def pytest_dsr1_objections(config: pytest.Config, result: Result, loopback: bool) -> Iterable[str] | None:
-    """Object to the submission of a result: return the reasons, one line each; none to let it pass.
+    """Object to the submission of a result: return the reasons, one line each.
 
     :param loopback: Whether the leaderboard is on this machine: a rehearsal.
 

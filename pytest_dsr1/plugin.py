@@ -1,4 +1,4 @@
-"""The entry point for pytest: it adds nothing to a session until a sweep is asked for."""
+"""The entry point for pytest; it adds nothing until a sweep is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything before the first measurement: what can be found wrong, who serves, and how long it will take."""
+"""What happens before the first measurement: checks, and the choice of the server."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class PreflightCheck:
 
 
 def checks(config: SweepConfig) -> tuple[PreflightCheck, ...]:
-    """Look at all that needs no server: files that were named, corpus and its hash, room for the results."""
+    """Check what needs no server: named files, the corpus, room for the results."""
     return tuple(check for look in (_folder, _baselines, _corpus, _tokenizer) for check in look(config))
 
 
 def show(
     config: SweepConfig, points: Sequence[Point], more: Sequence[PreflightCheck], say: Callable[[str], None]
 ) -> bool:
-    """What --preflight does: say what was found, what would be run, and how long that takes.
+    """Do what --preflight asks for: say what was found and what would be run.
 
     :param points: The points that would be measured.
     :param more: Checks of plugins.
@@ -168,7 +168,7 @@ def _launch(config: SweepConfig, points: Sequence[Point]) -> Iterator[PreflightC
 
 
 def brings_own_server(config: pytest.Config, sweep: SweepConfig, workers: int) -> bool:
-    """Whether a conftest brings the server, by a fixture that the tests of the sweep see.
+    """Whether a conftest brings the server by the fixture dsr1_server.
 
     :param workers: How many workers of xdist there are.
     :raises pytest.UsageError: There is such a fixture, and it would be ignored.
@@ -209,7 +209,7 @@ def with_server(config: SweepConfig, served: object, source: str) -> SweepConfig
 
 
 def with_server_of_plugins(config: pytest.Config, sweep: SweepConfig) -> SweepConfig:
-    """The configuration, with the server that the hook brings where --server-url was not typed."""
+    """The configuration, with the server that the hook brings, if it brings one."""
     if sweep.server_urls:
         return sweep
     served = config.hook.pytest_dsr1_server(config=config, sweep=sweep)

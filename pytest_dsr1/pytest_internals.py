@@ -1,4 +1,4 @@
-"""All that the plugin uses of pytest beyond its public interface; each function has a test of its own.
+"""All uses of pytest beyond its public interface; each has a test.
 
 Tried on pytest 9.0 and 9.2. A later version that changes one of these names fails the tests of this file only.
 """
@@ -27,7 +27,7 @@ def declared_names(parser: pytest.Parser) -> frozenset[str]:
 
 
 def add_options(parser: pytest.Parser, options: Iterable[Option]) -> None:
-    """Declare options of ours. Their texts stay texts, so that one place words the errors."""
+    """Declare options of ours; their texts are parsed elsewhere."""
     group = parser.getgroup("dsr1", "DeepSeek-R1 serving benchmark (pytest-dsr1)")
     for option in options:
         attributes: dict[str, Any] = {"dest": option.dest, "default": None, "help": option.help.replace("%", "%%")}
@@ -39,14 +39,14 @@ def add_options(parser: pytest.Parser, options: Iterable[Option]) -> None:
 
 
 class _QuietParser(argparse.ArgumentParser):
-    """A parser whose complaints are left to pytest's own, which sees the same arguments later."""
+    """A parser that raises; pytest's own parser reports the same errors later."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
 def hide_values(config: pytest.Config, parser: pytest.Parser, args: Sequence[str], options: Iterable[Option]) -> None:
-    """Keep pytest from taking the values of options that are not declared yet for the paths of tests.
+    """Keep the values of undeclared options from being taken for paths of tests.
 
     The paths decide which conftests are loaded first, and these may declare options of their own.
     """
@@ -62,7 +62,7 @@ def hide_values(config: pytest.Config, parser: pytest.Parser, args: Sequence[str
 
 
 def owner_of_option(config: pytest.Config, name: str) -> str:
-    """Which plugin or conftest declared an option: its file where it has one, else its name."""
+    """The file of the plugin or conftest that declared an option, else its name."""
     for implementation in config.hook.pytest_addoption.get_hookimpls():
         recorder = _OptionRecorder()
         available = {"parser": recorder, "pluginmanager": config.pluginmanager}
@@ -94,7 +94,7 @@ class _OptionRecorder:
 
 
 def location_by(config: pytest.Config, parser: pytest.Parser, args: Sequence[str]) -> tuple[Path, Path | None]:
-    """Rootdir and ini file as pytest would find them, had it known all options from the start."""
+    """Rootdir and ini file as they would be, had pytest known our options."""
     from _pytest.config.findpaths import determine_setup
 
     namespace = parser.parse_known_args(args, copy.copy(config.option))
@@ -149,7 +149,7 @@ def modules_with_fixture(config: pytest.Config, name: str) -> list[Path]:
 
 
 def count_as_failed(config: pytest.Config, nodeid: str) -> None:
-    """Have --lf select a test that was skipped; pytest counts a skipped test as not failed."""
+    """Have --lf select a skipped test, which pytest does not count as failed."""
     plugin = config.pluginmanager.get_plugin("lfplugin")
     if plugin is not None:
         plugin.lastfailed[nodeid] = True

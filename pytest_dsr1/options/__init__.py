@@ -1,1 +1,1 @@
-"""The options: declared once in `table`, read and refused in `reading`, kept for --resume in `stored`."""
+"""The options: declared once in `table`, read and refused in `reading`."""

@@ -1,4 +1,4 @@
-"""Command line, environment and ini file become one SweepConfig; usage errors are worded here."""
+"""From command line, environment and ini file to one SweepConfig."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def asks_for_sweep(given: Texts) -> bool:
 
 
 def parse(typed: Texts, environ: Mapping[str, str], ini: Texts | None = None) -> dict[str, Any]:
-    """The value of every option that has one: as typed, else its variable's, else the ini file's.
+    """The values of all options that were given: typed, environment, ini file.
 
     :raises pytest.UsageError: A value is not accepted.
     """
@@ -210,7 +210,7 @@ def _to_text(option: Option, value: Any) -> Any:
 
 
 def resumed_values(typed: Texts, stored: Mapping[Path, Texts]) -> dict[str, Any]:
-    """The options of interrupted batches, checked against what was typed beside --resume.
+    """The options of interrupted batches, compared with what was typed too.
 
     :param stored: Batch folder to the options kept in it.
     :raises pytest.UsageError: A typed option contradicts a folder's, or folders contradict each other.

@@ -1,4 +1,4 @@
-"""The options, each declared once; everything else about them is derived from here."""
+"""The options, each declared once; everything else is derived from here."""
 
 from __future__ import annotations
 

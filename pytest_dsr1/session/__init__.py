@@ -18,7 +18,7 @@ from pytest_dsr1.core.server import Served
 
 
 class Session(Protocol):
-    """What the fixtures need of a session, in the process that owns it and in a worker."""
+    """What the fixtures need of a session, in its owner and in a worker."""
 
     def serve(self) -> Served:
         """Have the session's server answer.

@@ -113,7 +113,7 @@ _COLUMNS = ["min", "median", "mean", "max", "stddev", "rounds"]
 
 
 def refuse_unverifiable(config: pytest.Config) -> None:
-    """Refuse options of other plugins that would leave a verdict out, or a file empty, without a word.
+    """Refuse options of other plugins with which a verdict or a file is missing.
 
     :raises pytest.UsageError: One was typed.
     """

@@ -1,4 +1,4 @@
-"""One sweep from its start to its end, in the process that owns the session: folders, server, exit status.
+"""One sweep from start to end, in the process that owns the session.
 
 That process is the only one, or the controller of xdist. It sees tests by their reports alone, so it does not matter
 which process runs them.

@@ -1,4 +1,4 @@
-"""What a sweep says on the terminal: header, live line while it measures, closing table."""
+"""What a sweep says on the terminal: header, live line, closing table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN_PERIOD_S = 60.0
 
 
 class LiveLine:
-    """Says how far a measurement is: one live line on a terminal, one plain line a minute elsewhere."""
+    """Says how far a measurement is: live on a terminal, else one line a minute."""
 
     def __init__(self, config: pytest.Config, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
@@ -105,7 +105,7 @@ class LiveLine:
             self._write_live("")
 
     def _write_live(self, text: str) -> None:
-        """Write behind the running test's name and go back, so that its outcome overwrites the text."""
+        """Write behind the running test's name, where its outcome replaces it."""
         writer = self._config.get_terminal_writer()
         with self._uncaptured():
             room = max(writer.fullwidth - writer.width_of_current_line - 2, 0)
@@ -131,7 +131,7 @@ class LiveLine:
 
 
 def describe(done: int, total: int, elapsed_s: float, tokens: int | None = None) -> str:
-    """Requests done, tokens per second, time left; the latter two once they can be known."""
+    """Requests done, and, once they are known, tokens per second and time left."""
     words = [f"{done:,}/{total:,} requests"]
     if tokens is not None and elapsed_s > 0:
         words.append(f"{tokens / elapsed_s:,.0f} tokens/s")

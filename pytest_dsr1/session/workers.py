@@ -1,4 +1,4 @@
-"""pytest-xdist: how many workers there may be, what each is told, and which tests stay together on one."""
+"""pytest-xdist: how many workers, what each is told, which tests it gets."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def refuse_surplus(config: SweepConfig, workers: int) -> None:
 
 
 class Controller:
-    """The hooks of xdist's controller: each worker gets one server, and reports which tests it has."""
+    """The hooks of xdist's controller: each worker gets one server."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
@@ -137,7 +137,7 @@ class Controller:
 
 
 class Worker:
-    """The session in a worker: it measures on the controller's server, into the controller's folders."""
+    """The session in a worker: it measures on the server that it was given."""
 
     def __init__(self, config: SweepConfig, order: Order) -> None:
         self._config = config
@@ -180,7 +180,7 @@ def make_scheduler(config: pytest.Config, log: Any, tests: Mapping[str, PointTes
             return tests[nodeid].point.id if nodeid in tests else str(super()._split_scope(nodeid))
 
         def remove_node(self, node: Any) -> str | None:
-            """Take back the tests of a worker that ended, without the one that it crashed in: that one has failed."""
+            """Take back the tests of a worker that ended, except the one it crashed in."""
             workload = self.assigned_work.pop(node)
             left = [(unit, nodeid) for unit in workload.values() for nodeid, done in unit.items() if not done]
             if not left:
