@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest_dsr1
+from tools.module_tables import PAGE, page
 
 PACKAGE = Path(pytest_dsr1.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if not path.is_symlink())
@@ -50,3 +51,8 @@ def test_docstrings_open_with_one_short_line() -> None:
         if len(text.splitlines()[0]) > 80 or (len(text.splitlines()) > 1 and text.splitlines()[1].strip())
     }
     assert long == {}
+
+
+def test_the_page_says_what_the_modules_say() -> None:
+    """docs/architecture.md has each module with its own first sentence: `python -m tools.module_tables`."""
+    assert PAGE.read_text(encoding="utf-8") == page()
