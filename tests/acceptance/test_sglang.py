@@ -266,7 +266,7 @@ class TestWhileMeasuring:
         """SGLang kills itself then; its log says why, and the log's last lines are shown."""
         output = self.is_lost(project, port, project.start(*LOAD, *launch()), signal.SIGKILL)
         assert "SGLang has ended: " in project.lines()[1]
-        assert "was killed (SIGKILL), by somebody or by the kernel for want of memory" in project.lines()[1]
+        assert "was killed (SIGKILL)" in project.lines()[1]
         assert "crashed with exit code -9" in output
         nothing_left()
 
