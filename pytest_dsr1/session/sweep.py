@@ -203,8 +203,7 @@ class Sweep:
         said = PointReport(
             nodeid=report.nodeid,
             outcome=report.outcome,
-            # A test whose worker crashed has one report, of no phase.
-            final=report.when not in ("setup", "call"),
+            when=report.when or "",
             reason="" if report.passed else self._reason(report, remarks),
             gated=remarks.get("gated", False),
             lost=remarks.get("lost", False),
