@@ -120,7 +120,8 @@ class Controller:
         if self._tests or not file.exists():
             return
         tests = msgspec.json.decode(file.read_bytes(), type=list[PointTest])
-        self._tests = {test.nodeid: test for test in tests}
+        # Filled, not replaced: the scheduler has the same mapping.
+        self._tests.update((test.nodeid, test) for test in tests)
         self._sweep.select(tests)
 
     @pytest.hookimpl(optionalhook=True)
