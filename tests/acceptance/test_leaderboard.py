@@ -199,7 +199,7 @@ def with_baseline(project: Project, data: Path | None) -> tuple[str, ...]:
         "scripted", task.name, AccuracyFigures(1.4426950408889634, 2.718281828459045, word), "-"
     )
     (project.folder / "mine.json").write_text(baselines_to_json([baseline]))
-    corpus = () if data is None else ("--accuracy-data", str(data))
+    corpus = () if data is None else (f"--accuracy-data={data}",)
     return (*corpus, "--accuracy-baseline", "mine.json")
 
 
@@ -329,7 +329,7 @@ def test_reference_engine_is_a_usage_error(project: Project) -> None:
     """The message says why no other server was chosen, and how to rehearse."""
     outcome = refused(project, "--submit-team", "T", "--port", "1")
     assert "no server answers at http://127.0.0.1:1" in outcome.output
-    assert "no accelerator is visible for SGLang" in outcome.output
+    assert "no GPU is visible for SGLang" in outcome.output
     assert "pytest-dsr1 leaderboard serve" in outcome.output
     assert "nothing to submit to" not in outcome.output
 
