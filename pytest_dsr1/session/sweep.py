@@ -87,11 +87,10 @@ class Sweep:
         return tuple(self.batches)
 
     @property
-    def first_point(self) -> Point | None:
-        """The point that is measured first; None where only a user's own tests are run."""
-        due = set(self.ledger.points)
-        points = self.config.points or self.ledger.points
-        return next((point for point in points if point in due), points[0] if points else None)
+    def first_point(self) -> Point:
+        """The point that the server is started for: the first of those that are measured."""
+        due, points = self.ledger.points, self.config.launch_points
+        return next((point for point in points if point in due), points[0])
 
     def shown(self, folder: Path) -> str:
         """A folder as a user would type it where he is."""
@@ -203,7 +202,7 @@ class Sweep:
         said = PointReport(
             nodeid=report.nodeid,
             outcome=report.outcome,
-            when=report.when or "",
+            when=report.when,
             reason="" if report.passed else self._reason(report, remarks),
             gated=remarks.get("gated", False),
             lost=remarks.get("lost", False),
