@@ -31,13 +31,6 @@ def quick(server: TimedServer) -> tuple[str, ...]:
     return (*LENGTHS, "--conc", "2", "--num-prompts", "4", "--accuracy", "off", "--server-url", server.url)
 
 
-def write(project: Project, name: str, *lines: str) -> Path:
-    path = project.folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
 def collected(output: str) -> list[str]:
     """The ids that `--co -q` prints."""
     return [line for line in output.splitlines() if "::" in line]
@@ -48,7 +41,7 @@ def collected(output: str) -> list[str]:
 
 def test_only_dsr1_fixtures_are_registered(project: Project) -> None:
     """A test that requests a fixture that its project does not have is told so."""
-    write(project, "test_his.py", *(f"def test_{name}({name}): pass" for name in OLD_FIXTURES))
+    project.write("test_his.py", *(f"def test_{name}({name}): pass" for name in OLD_FIXTURES))
     outcome = project.run()
     assert outcome.status == 1, outcome
     assert f"{len(OLD_FIXTURES)} errors" in outcome.output
@@ -60,9 +53,9 @@ def test_fixtures_of_the_same_names_are_theirs(project: Project) -> None:
     """In a conftest and in another plugin, without a sweep."""
     for module, names in (("conftest.py", OLD_FIXTURES[:3]), ("their_plugin.py", OLD_FIXTURES[3:])):
         fixtures = (f"@pytest.fixture\ndef {name}(): return 'theirs'" for name in names)
-        write(project, module, "import pytest", *fixtures)
-    write(project, "test_his.py", *(f"def test_{name}({name}): assert {name} == 'theirs'" for name in OLD_FIXTURES))
-    write(project, "pytest.ini", "[pytest]", "pythonpath = .", "addopts = -p their_plugin")
+        project.write(module, "import pytest", *fixtures)
+    project.write("test_his.py", *(f"def test_{name}({name}): assert {name} == 'theirs'" for name in OLD_FIXTURES))
+    project.write("pytest.ini", "[pytest]", "pythonpath = .", "addopts = -p their_plugin")
     outcome = project.run("--strict-markers", "-W", "error")
     assert outcome.status == 0, outcome
     assert f"{len(OLD_FIXTURES)} passed" in outcome.output
@@ -100,11 +93,11 @@ THEIRS = ("--model", "tiny", "--port", "1", "--resume", "--yes")
 @pytest.mark.parametrize("how", ["conftest", "-p", "PYTEST_PLUGINS"])
 def test_options_of_the_same_names_are_theirs(project: Project, how: str) -> None:
     """Whoever declares them, and whenever: their values arrive where they are expected."""
-    write(project, "conftest.py" if how == "conftest" else "their_options.py", *DECLARES_MANY)
-    write(project, "test_his.py", *ASSERTS_THEIRS)
+    project.write("conftest.py" if how == "conftest" else "their_options.py", *DECLARES_MANY)
+    project.write("test_his.py", *ASSERTS_THEIRS)
     args: tuple[str, ...] = THEIRS
     if how == "-p":
-        write(project, "pytest.ini", "[pytest]", "pythonpath = .", "addopts = -p their_options")
+        project.write("pytest.ini", "[pytest]", "pythonpath = .", "addopts = -p their_options")
     elif how == "PYTEST_PLUGINS":
         project.environment |= {"PYTEST_PLUGINS": "their_options", "PYTHONPATH": str(project.folder)}
         outcome = project.run_process(*args)
@@ -116,11 +109,11 @@ def test_options_of_the_same_names_are_theirs(project: Project, how: str) -> Non
 
 def test_option_that_a_conftest_of_a_folder_declares_late(project: Project, quick: tuple[str, ...]) -> None:
     """A conftest that is found during collection, without a sweep and with one."""
-    write(project, "sub/tests/conftest.py", *DECLARES_MANY)
-    write(project, "sub/tests/test_his.py", "def test_his(): pass")
+    project.write("sub/tests/conftest.py", *DECLARES_MANY)
+    project.write("sub/tests/test_his.py", "def test_his(): pass")
     outcome = project.run("--num-prompts", "8")
     assert outcome.status == 0, outcome
-    write(project, "sub/tests/test_slo.py", "def test_slo(dsr1_load): assert dsr1_load().passed")
+    project.write("sub/tests/test_slo.py", "def test_slo(dsr1_load): assert dsr1_load().passed")
     outcome = project.run(*quick, ".")
     assert outcome.status == 0, outcome
     assert "2 passed" in outcome.output
@@ -128,7 +121,7 @@ def test_option_that_a_conftest_of_a_folder_declares_late(project: Project, quic
 
 def test_typed_option_that_somebody_else_declares(project: Project) -> None:
     """In a sweep: a usage error that names the option, the other's file and the remedies."""
-    conftest = write(project, "conftest.py", "def pytest_addoption(parser):", "    parser.addoption('--conc')")
+    conftest = project.write("conftest.py", "def pytest_addoption(parser):", "    parser.addoption('--conc')")
     outcome = project.run(*LENGTHS, "--conc", "2")
     assert outcome.status == 4, outcome
     for expected in ("--conc is", str(conftest), "--noconftest"):
@@ -141,7 +134,7 @@ def test_typed_option_that_somebody_else_declares(project: Project) -> None:
 
 def test_lengths_that_somebody_else_declares(project: Project) -> None:
     """One of --isl and --osl is another's: the other one still asks for a sweep."""
-    conftest = write(project, "conftest.py", "def pytest_addoption(parser):", "    parser.addoption('--isl')")
+    conftest = project.write("conftest.py", "def pytest_addoption(parser):", "    parser.addoption('--isl')")
     outcome = project.run(*LENGTHS)
     assert outcome.status == 4, outcome
     assert "--isl is" in outcome.output
@@ -152,7 +145,7 @@ def test_help_leads_to_all_options(project: Project) -> None:
     """With somebody else's of the same name beside them."""
     free = project.run("--help").output
     assert [option.name for option in OPTIONS if f"  {option.name}" not in free] == []
-    write(project, "conftest.py", *DECLARES_MANY)
+    project.write("conftest.py", *DECLARES_MANY)
     outcome = project.run("--help")
     assert outcome.status == 0, outcome
     assert "--num-prompts=N" in outcome.output
@@ -168,12 +161,12 @@ def test_options_may_stand_anywhere(project: Project, where: str) -> None:
         case "-o":
             args = ("-o", "addopts=--isl 8 --osl 1")
         case "@file":
-            write(project, "lengths.txt", *LENGTHS)
+            project.write("lengths.txt", *LENGTHS)
             args = ("@lengths.txt",)
         case "ini":
-            write(project, "pytest.ini", "[pytest]", "dsr1_isl = 8", "dsr1_osl = 1")
+            project.write("pytest.ini", "[pytest]", "dsr1_isl = 8", "dsr1_osl = 1")
         case "addopts":
-            write(project, "pytest.ini", "[pytest]", "addopts = --isl 8 --osl 1")
+            project.write("pytest.ini", "[pytest]", "addopts = --isl 8 --osl 1")
     outcome = project.run("--co", "-q", *args)
     assert len(collected(outcome.output)) == 10, outcome
 
@@ -183,9 +176,9 @@ def test_options_may_stand_anywhere(project: Project, where: str) -> None:
 
 def test_sweep_runs_alone_in_any_folder(project: Project, quick: tuple[str, ...]) -> None:
     """Where no path was typed: the stranger's tests are not collected, and the ids are those of a checkout."""
-    write(project, "pytest.ini", "[pytest]", "testpaths = tests", "python_files = check_*.py", "norecursedirs = *")
-    write(project, "tests/check_his.py", "def test_his(): assert False")
-    write(project, "tests_bench/test_sweep.py", "def test_other(): assert False")
+    project.write("pytest.ini", "[pytest]", "testpaths = tests", "python_files = check_*.py", "norecursedirs = *")
+    project.write("tests/check_his.py", "def test_his(): assert False")
+    project.write("tests_bench/test_sweep.py", "def test_other(): assert False")
     outcome = project.run(*quick, "-v")
     assert outcome.status == 0, outcome
     assert f"{SWEEP_MODULE}::test_perf[isl8-osl1-conc2] PASSED" in outcome.output
@@ -212,7 +205,7 @@ def test_typed_ids(project: Project, args: tuple[str, ...], expected: list[str])
 
 def test_typed_path_runs_that_path_only(project: Project, quick: tuple[str, ...]) -> None:
     """And a session that asks for a sweep and has no test of it is not green."""
-    write(project, "test_his.py", "def test_his(): pass")
+    project.write("test_his.py", "def test_his(): pass")
     outcome = project.run(*quick, "test_his.py")
     assert outcome.status == 1, outcome
     assert "1 passed" in outcome.output
@@ -299,7 +292,7 @@ def test_options_that_would_leave_something_out(
 
 def test_reruns_are_refused(project: Project, quick: tuple[str, ...]) -> None:
     """A point that is measured a second time is another measurement."""
-    write(project, "conftest.py", "def pytest_addoption(parser):", "    parser.addoption('--reruns', type=int)")
+    project.write("conftest.py", "def pytest_addoption(parser):", "    parser.addoption('--reruns', type=int)")
     outcome = project.run(*quick, "--reruns", "2")
     assert outcome.status == 4, outcome
     assert "--reruns" in outcome.output
@@ -339,7 +332,7 @@ def test_parameters_of_a_benchmark_row(project: Project, quick: tuple[str, ...])
 def test_value_that_moves_the_rootdir(project: Project) -> None:
     """pytest takes a value that stands by itself for a path of tests: refused with the remedy."""
     inner = Project(_folder(project, "inner"))
-    write(project, "data/rows.jsonl", "{}")
+    project.write("data/rows.jsonl", "{}")
     inner.environment["PYTEST_ADDOPTS"] = "--accuracy-data ../data"
     outcome = inner.run(*LENGTHS, "--co", "-q")
     assert outcome.status == 4, outcome
@@ -350,8 +343,8 @@ def test_value_that_moves_the_rootdir(project: Project) -> None:
 
 def test_values_are_no_paths_of_tests(project: Project, quick: tuple[str, ...]) -> None:
     """A relative path as a value: `tests/conftest.py` is still loaded, and the sweep still runs alone."""
-    write(project, "pytest.ini", "[pytest]", "testpaths = tests")
-    write(project, "tests/conftest.py", *DECLARES_MANY)
+    project.write("pytest.ini", "[pytest]", "testpaths = tests")
+    project.write("tests/conftest.py", *DECLARES_MANY)
     _folder(project, "sub")
     outcome = project.run(*quick, "--reports-dir", "sub", "--yes")
     assert outcome.status == 4, outcome
@@ -372,8 +365,8 @@ def _folder(project: Project, name: str) -> Path:
 
 def test_start_up_imports_next_to_nothing(project: Project) -> None:
     """A stranger's session has no numpy, asyncio, requests or msgspec of ours, and few modules of the package."""
-    write(project, "test_his.py", "def test_his(): pass")
-    write(project, "conftest.py", "import sys", "def pytest_unconfigure():", "    print('modules', *sys.modules)")
+    project.write("test_his.py", "def test_his(): pass")
+    project.write("conftest.py", "import sys", "def pytest_unconfigure():", "    print('modules', *sys.modules)")
     project.environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     with_plugin = project.run_process("--co", "-q", "-p", "pytest_dsr1.plugin")
     without = project.run_process("--co", "-q")
