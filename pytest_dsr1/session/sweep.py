@@ -144,12 +144,21 @@ class Sweep:
     # -- for the fixtures: see Session --------------------------------------------------------------------------------
 
     def serve(self) -> Served:
-        assert self.pool is not None, "the session has no server"
+        if self.pool is None:
+            # The user's fixture requests ours.
+            self.pool = self._choose(preflight.with_server_of_plugins(self._pytest, self.config))
         return self.pool.serve(self.first_point)
 
     def bench(self, served: Served, listener: Listener, checks: Sequence[Check]) -> Bench:
-        if self.pool is None:
-            self.pool = self._choose(preflight.with_server(self.config, served, "the fixture dsr1_server"))
+        config = preflight.with_server(self.config, served, "the fixture dsr1_server")
+        known = [one.url for one in self.pool.served] if self.pool is not None else []
+        if known and config.server_urls[0] not in known:
+            raise pytest.UsageError(
+                f"the fixture dsr1_server gave {served.url}, but the session measures {known[0]}; define the fixture "
+                "in the conftest.py of the rootdir without a request of dsr1_server, and drop --server-url"
+            )
+        if self.pool is None or not known:
+            self.pool = self._choose(config)
             served = self.serve()
         return Bench(self.config, self.pool, served, self.batches.folder_of, self._live, listener, checks)
 
