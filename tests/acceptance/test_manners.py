@@ -141,6 +141,18 @@ def test_lengths_that_somebody_else_declares(project: Project) -> None:
     assert str(conftest) in outcome.output
 
 
+def test_nothing_is_added_to_a_strangers_output(project: Project) -> None:
+    """Collected or run, with and without the plugin."""
+    project.write("test_his.py", "def test_his(): pass")
+    for args in (("--co",), ("-v",)):
+        runs = [
+            project.run("-p", "no:benchmark", *args, *more).output for more in ((), ("-p", "no:pytest_dsr1.plugin"))
+        ]
+        lines = [[line for line in run.splitlines() if not line.startswith(("plugins:", "==="))] for run in runs]
+        assert lines[0] == lines[1]
+    assert {path.name for path in project.folder.iterdir()} <= {"pytest.ini", "test_his.py", ".pytest_cache"}
+
+
 def test_help_leads_to_all_options(project: Project) -> None:
     """With somebody else's of the same name beside them."""
     free = project.run("--help").output

@@ -251,6 +251,53 @@ def test_fixture_that_contradicts(project: Project, server: TimedServer, args: t
     assert "dsr1_server" in outcome.output
 
 
+def test_fixture_of_the_test_module(project: Project, server: TimedServer) -> None:
+    """Its own server is measured; beside another one that was typed it is an error."""
+    test = "def test_slo(dsr1_load): assert dsr1_load(isl=8, osl=1, conc=2).passed"
+    project.write("test_slo.py", *fixture_for(server), test)
+    outcome = project.run("test_slo.py", *QUICK)
+    assert outcome.status == 0, outcome
+    result = json.loads((project.batch / "result_isl8_osl1_conc2.json").read_text())
+    assert result["server"]["url"] == server.url
+    with timed_server() as other:
+        outcome = project.run("test_slo.py", *QUICK, "--server-url", other.url)
+        assert not other.truth()["requests"]
+    assert outcome.status == 1, outcome
+    assert f"dsr1_server gave {server.url}" in outcome.output
+
+
+def test_fixture_that_requests_ours(project: Project, server: TimedServer) -> None:
+    """It wraps the server that the session has chosen."""
+    project.write(
+        "conftest.py",
+        "import pytest",
+        "@pytest.fixture(scope='session')",
+        "def dsr1_server(dsr1_server):",
+        "    print('served', dsr1_server.model)",
+        "    return dsr1_server",
+    )
+    outcome = project.run(*LENGTHS, *QUICK, "--conc", "2", "--port", str(server.port), "--model", "scripted", "-s")
+    assert outcome.status == 0, outcome
+    assert "served scripted" in outcome.output
+
+
+def test_server_without_a_measurement(project: Project, on_server: tuple[str, ...]) -> None:
+    """A test may look at the server only; it leaves no batch."""
+    project.write("test_up.py", "def test_up(dsr1_server): assert dsr1_server.model == 'scripted'")
+    outcome = project.run("test_up.py", *on_server)
+    assert outcome.status == 0, outcome
+    assert not project.batches
+
+
+def test_server_that_does_not_answer(project: Project) -> None:
+    """A usage error, as in a sweep."""
+    project.write("test_slo.py", "def test_slo(dsr1_load): dsr1_load(isl=8, osl=1, conc=2)")
+    outcome = project.run("test_slo.py", *QUICK, "--server-url", "http://127.0.0.1:9")
+    assert outcome.status == 4, outcome
+    assert "http://127.0.0.1:9" in outcome.output
+    assert "Traceback" not in outcome.output
+
+
 def test_hook_that_gives_no_server(project: Project) -> None:
     """The error says what it gave, and what it must give."""
     project.write("conftest.py", "def pytest_dsr1_server(): return 'http://127.0.0.1:1'")

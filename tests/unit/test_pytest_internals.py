@@ -137,8 +137,7 @@ def test_location_by(tmp_path: Path) -> None:
     here = SimpleNamespace(dir=tmp_path / "project")
     config = fake_config(option=argparse.Namespace(), invocation_params=here)
     assert pytest_internals.location_by(config, parser, []) == (tmp_path / "project", ini_file)
-    both = [str(tmp_path / "data"), str(tmp_path / "project")]
-    assert pytest_internals.location_by(config, parser, both)[0] == tmp_path
+    assert pytest_internals.location_by(config, parser, [str(tmp_path / "data")]) == (tmp_path, None)
     assert pytest_internals.location_by(config, parser, ["--rootdir", str(tmp_path)])[0] == tmp_path
 
 
