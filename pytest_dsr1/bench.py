@@ -211,6 +211,8 @@ class Visit:
     def _measure_load(self) -> LoadRecord:
         bench, point = self._bench, self.point
         plan, vocab = bench.prompts
+        plan = plan.with_point(point)
+        bench.prompts = plan, vocab
         prompts = plan.at(point)
         bench.server.flush_cache()
         with bench.progress.load(point) as report, bench.around_load(point, self.before) as extra:

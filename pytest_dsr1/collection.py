@@ -68,7 +68,7 @@ def belongs_to_sweep(item: pytest.Item) -> bool:
 def measures_without_sweep(item: pytest.Item) -> bool:
     """Whether a test names its points itself and needs no lengths on the command line."""
     callspec = getattr(item, "callspec", None)
-    return belongs_to_sweep(item) and not (callspec is not None and POINT in callspec.params)
+    return belongs_to_sweep(item) and (callspec is None or callspec.params.get(POINT, ...) is not None)
 
 
 def name_of(item: pytest.Item) -> str:

@@ -54,7 +54,8 @@ def pytest_load_initial_conftests(
             f"{clash[0]} is an option of this sweep, and {owner} declares an option of that name; run the sweep in "
             "another folder, or keep that file out: --noconftest, or -p no:NAME for a plugin"
         )
-    wanted = BY_NAME.keys() if starts or shows_help else typed
+    # Of the rest, a conftest that is found during collection may declare some.
+    wanted = BY_NAME.keys() if shows_help else typed | inherited
     pytest_internals.add_options(parser, (option for option in OPTIONS if option.name in wanted - taken))
     if typed and not inherited:
         _refuse_moved_rootdir(early_config, parser, args)

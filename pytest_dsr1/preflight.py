@@ -247,11 +247,12 @@ def choose_server(
             concurrent=max(workers, 1),
         )
         refuse(None)
+        # Before anything that takes time: corpus and tokenizer may come from the hub.
+        for served in pool.ask_all() if pool.running else ():
+            refuse(served)
         require_measurable(sweep, pool, workers)
     except (RecipeError, ValueError) as error:
         raise ServerError(str(error)) from None
-    for served in pool.served:
-        refuse(served)
     return pool
 
 
@@ -262,9 +263,9 @@ def require_measurable(config: SweepConfig, pool: ServerPool, workers: int) -> N
     """
     if pool.plan is not None and workers:
         _refuse_restarts(pool.plan, config, workers)
-    if not pool.running:
+    if not pool.served:
         return
-    served = pool.ask_all()[0]
+    served = pool.served[0]
     if config.mode is not Mode.ACC:
         for scenario in config.scenarios:
             _require_context(scenario, served)

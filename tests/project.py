@@ -83,6 +83,13 @@ class Project:
             start_new_session=True,
         )
 
+    def write(self, name: str, *lines: str) -> Path:
+        """Write a file of the project, in a folder that is made if need be."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
     @property
     def batch(self) -> Path:
         """The newest batch folder."""

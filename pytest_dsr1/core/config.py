@@ -204,6 +204,11 @@ class SweepConfig:
         """All points in sweep order: by scenario, then by concurrency as typed."""
         return tuple(Point(scenario, conc) for scenario in self.scenarios for conc in self.concurrencies)
 
+    @property
+    def launch_points(self) -> tuple[Point, ...]:
+        """What a server is launched for: the points, or a usual one where a user's own tests name theirs later."""
+        return self.points or (Point(ALL_SCENARIOS[0], self.concurrencies[0]),)
+
     def num_prompts_at(self, point: Point) -> int:
         """Requests measured at `point`."""
         return self.num_prompts if self.num_prompts is not None else formula_num_prompts(point.osl, point.conc)

@@ -31,7 +31,7 @@ class PointReport:
     """What one phase of a test says of its points.
 
     :param outcome: passed, failed or skipped.
-    :param final: Whether no other phase of the test follows.
+    :param when: setup, call or teardown; anything else for the one report of a test whose worker crashed.
     :param reason: Why it did not pass, in one line.
     :param gated: Whether it was skipped because the accuracy is outside the gate, which fails the point.
     :param lost: Whether it failed because the server was gone: the point was not measured.
@@ -39,10 +39,15 @@ class PointReport:
 
     nodeid: str
     outcome: str
-    final: bool
+    when: str
     reason: str = ""
     gated: bool = False
     lost: bool = False
+
+    @property
+    def final(self) -> bool:
+        """Whether no other phase of the test follows."""
+        return self.when not in ("setup", "call")
 
     @property
     def failed(self) -> bool:
@@ -121,11 +126,11 @@ class Ledger:
                 account.outcomes[report.nodeid] = "failed"
                 account.failure = account.failure or report
                 account.lost = account.lost or report.lost
-            elif report.outcome == "skipped":
+            elif report.when == "call" or report.outcome == "skipped":
+                account.outcomes[report.nodeid] = report.outcome
+            # A set-up that passed says nothing yet; a test without a call, as under --setup-only, has measured nothing.
+            elif report.final and not before:
                 account.outcomes[report.nodeid] = "skipped"
-            # A set-up that passed says nothing yet; a teardown that passed changes nothing.
-            elif not before and report.outcome == "passed":
-                account.outcomes[report.nodeid] = "passed"
             if report.final and all(account.outcomes.values()):
                 account.ended = True
                 ends.append(self._end(point))

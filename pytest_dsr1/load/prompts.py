@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -81,12 +81,13 @@ class PointPrompts:
 class PromptPlan:
     """The first two ids of every prompt of a session; each point takes its share.
 
-    :param config: The points that the session measures.
+    :param points: The points that the session measures.
     :param vocab_size: V, the size of the vocabulary without added tokens.
     :param pairs: First and second id of each prompt, in sweep order. shape (prompts of the session, 2)
     """
 
     config: SweepConfig
+    points: tuple[Point, ...]
     vocab_size: int
     pairs: TokenIds
 
@@ -95,7 +96,7 @@ class PromptPlan:
 
         :raises ValueError: if `point` is not one of them.
         """
-        points = self.config.points
+        points = self.points
         if point not in points:
             raise ValueError(f"{point.id} is not a point of this session; it has {', '.join(p.id for p in points)}")
         place = points.index(point)
@@ -110,6 +111,30 @@ class PromptPlan:
         prompts = tuple(Prompt(*row) for row in rows)
         warmups = self.config.num_warmups_at(point)
         return PointPrompts(prompts[:warmups], prompts[warmups:], self.vocab_size)
+
+    def with_point(self, point: Point) -> PromptPlan:
+        """The plan with a point that only a user's own test names. Its prompts begin like none before.
+
+        :raises ValueError: The vocabulary has too few ids left.
+        """
+        if point in self.points:
+            return self
+        count, size = _count(self.config, point), self.vocab_size
+        random = np.random.default_rng((self.config.prompt_seed, _FIRST_IDS, len(self.points)))
+        unused = np.setdiff1d(np.arange(size), self.pairs[:, 0])
+        if count <= len(unused):
+            firsts = random.choice(unused, count, replace=False)
+            more = np.column_stack((firsts, (firsts + 1) % size))
+        elif len(self.pairs) + count <= size**2 and _shortest(self.config, point.isl) > 1:
+            drawn = random.choice(size**2, len(self.pairs) + count, replace=False)
+            fresh = drawn[~np.isin(drawn, self.pairs @ [size, 1])][:count]
+            more = np.column_stack((fresh // size, fresh % size))
+        else:
+            raise ValueError(
+                f"{point.id} needs {count} prompts that begin like none before, and a vocabulary of {size} tokens has "
+                "too few left; measure fewer points or prompts in one session"
+            )
+        return replace(self, points=(*self.points, point), pairs=np.concatenate((self.pairs, more)))
 
 
 def plan_prompts(config: SweepConfig, vocab_size: int) -> PromptPlan:
@@ -126,7 +151,7 @@ def plan_prompts(config: SweepConfig, vocab_size: int) -> PromptPlan:
     random = np.random.default_rng((config.prompt_seed, _FIRST_IDS))
     if total <= vocab_size:
         firsts = random.choice(vocab_size, total, replace=False)
-        return PromptPlan(config, vocab_size, np.column_stack((firsts, (firsts + 1) % vocab_size)))
+        return PromptPlan(config, config.points, vocab_size, np.column_stack((firsts, (firsts + 1) % vocab_size)))
     if total > vocab_size**2:
         raise ValueError(
             f"{total} prompts need as many different pairs of first ids, but a vocabulary of {vocab_size} tokens "
@@ -140,7 +165,7 @@ def plan_prompts(config: SweepConfig, vocab_size: int) -> PromptPlan:
                 "set a longer ISL or fewer prompts"
             )
     pairs = random.choice(vocab_size**2, total, replace=False)
-    return PromptPlan(config, vocab_size, np.column_stack((pairs // vocab_size, pairs % vocab_size)))
+    return PromptPlan(config, config.points, vocab_size, np.column_stack((pairs // vocab_size, pairs % vocab_size)))
 
 
 def _count(config: SweepConfig, point: Point) -> int:

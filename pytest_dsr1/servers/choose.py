@@ -209,7 +209,7 @@ def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, 
 
 def _kept(config: SweepConfig, plan: LaunchPlan) -> Choice | None:
     """The server on --port, if it was launched as this session would launch it."""
-    launches = plan.launches(config.points)
+    launches = plan.launches(config.launch_points)
     launch = launches[0][0]
     holder = holder_of(launch.port)
     if len(launches) > 1 or holder is None or not runs_with(holder.pid, launch.argv, dict(launch.environment)):
@@ -226,7 +226,7 @@ def _wanted(config: SweepConfig, plan: LaunchPlan | None) -> tuple[str, ...]:
     """The models of which a running server must serve one to be used."""
     names = [config.model if config.model is not None else DEFAULT_MODEL]
     if plan is not None:
-        names.append(plan.launch_for(config.points[0]).model)
+        names.append(plan.launch_for(config.launch_points[0]).model)
     return tuple(dict.fromkeys(names))
 
 
@@ -250,7 +250,7 @@ def _launched(config: SweepConfig, plan: LaunchPlan, logs: Path, reporter: Repor
     if problem := plan.gpu_problem:
         raise ServerError(problem)
     # Checked now, not at the first point.
-    require_port(plan.launch_for(config.points[0]))
+    require_port(plan.launch_for(config.launch_points[0]))
     wanted = config.launch
     server = LaunchedServer("SGLang", plan.launch_for, logs, reporter, timeout_s=wanted.timeout_s, keep=wanted.keep)
     return Choice((server,), f"{plan.why}; {why}", running=False, plan=plan)

@@ -87,11 +87,10 @@ class Sweep:
         return tuple(self.batches)
 
     @property
-    def first_point(self) -> Point | None:
-        """The point that is measured first; None where only a user's own tests are run."""
-        due = set(self.ledger.points)
-        points = self.config.points or self.ledger.points
-        return next((point for point in points if point in due), points[0] if points else None)
+    def first_point(self) -> Point:
+        """The point that the server is started for: the first of those that are measured."""
+        due, points = self.ledger.points, self.config.launch_points
+        return next((point for point in points if point in due), points[0])
 
     def shown(self, folder: Path) -> str:
         """A folder as a user would type it where he is."""
@@ -145,12 +144,21 @@ class Sweep:
     # -- for the fixtures: see Session --------------------------------------------------------------------------------
 
     def serve(self) -> Served:
-        assert self.pool is not None, "the session has no server"
+        if self.pool is None:
+            # The user's fixture requests ours.
+            self.pool = self._choose(preflight.with_server_of_plugins(self._pytest, self.config))
         return self.pool.serve(self.first_point)
 
     def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
-        if self.pool is None:
-            self.pool = self._choose(preflight.with_server(self.config, served, "the fixture dsr1_server"))
+        config = preflight.with_server(self.config, served, "the fixture dsr1_server")
+        known = [one.url for one in self.pool.served] if self.pool is not None else []
+        if known and config.server_urls[0] not in known:
+            raise pytest.UsageError(
+                f"the fixture dsr1_server gave {served.url}, but the session measures {known[0]}; define the fixture "
+                "in the conftest.py of the rootdir without a request of dsr1_server, and drop --server-url"
+            )
+        if self.pool is None or not known:
+            self.pool = self._choose(config)
             served = self.serve()
         return Bench(self.config, self.pool, served, self.batches.folder_of, self._live, around_load, checks)
 
@@ -203,8 +211,7 @@ class Sweep:
         said = PointReport(
             nodeid=report.nodeid,
             outcome=report.outcome,
-            # A test whose worker crashed has one report, of no phase.
-            final=report.when not in ("setup", "call"),
+            when=report.when,
             reason="" if report.passed else self._reason(report, remarks),
             gated=remarks.get("gated", False),
             lost=remarks.get("lost", False),

@@ -298,6 +298,26 @@ def test_interrupted_session_submits_nothing(project: Project) -> None:
         assert "pending" not in project.summary()
 
 
+def test_conftest_objects_to_a_result(project: Project) -> None:
+    """`pytest_dsr1_objections` keeps one back, with its reason in the summary; the other one is sent."""
+    gate = with_baseline(project, None)
+    project.write(
+        "conftest.py",
+        "def pytest_dsr1_objections(config, result, loopback):",
+        "    return [f'not today, loopback={loopback}'] if result.point.conc == 2 else None",
+    )
+    with (
+        byte_server(engine="pytest-dsr1-reference") as server,
+        scripted_space(labels=fourteen_optional()) as space,
+    ):
+        submit = ("--server-url", server.url, "--submit-team", "Team", "--leaderboard-url", space.url)
+        outcome = project.run(*POINTS, *submit, *gate)
+        assert outcome.status == 1, outcome
+        assert space.count("POST") == 1
+    assert "CONC=2: refused: not today, loopback=True" in project.summary()
+    assert "CONC=4: submitted" in project.summary()
+
+
 # -- before anything runs -------------------------------------------------------------------------------------
 
 

