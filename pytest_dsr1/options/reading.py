@@ -109,7 +109,7 @@ def _placed(config: SweepConfig, values: Values) -> SweepConfig:
     """`config` with each value in the place that its option names."""
     nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        if place := BY_NAME[name].place:
+        if place := BY_NAME[name].attribute:
             outer, _, inner = place.rpartition(".")
             nested.setdefault(outer, {})[inner] = value
     top = nested.pop("", {})
@@ -119,7 +119,7 @@ def _placed(config: SweepConfig, values: Values) -> SweepConfig:
 def default_of(option: Option) -> Any:
     """What an option means where nobody gave it; None where code or a server decides."""
     value: Any = _DEFAULTS
-    for name in option.place.split(".") if option.place else ():
+    for name in option.attribute.split(".") if option.attribute else ():
         value = getattr(value, name)
     return None if value is _DEFAULTS else value
 

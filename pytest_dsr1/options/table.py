@@ -13,7 +13,8 @@ class Option(NamedTuple):
 
     :param kind: What its text may be.
     :param sets: The value that a flag sets; an option with one takes no text.
-    :param place: The attribute of `SweepConfig` that it sets, dotted where it is nested; empty where code decides.
+    :param place: The attribute of `SweepConfig` that it sets, dotted where it is nested; empty where code decides;
+        None: the one that is called like the option.
     :param environment: The variable that sets it where nobody typed it.
     :param repeatable: Whether it may be typed several times; its value is a tuple.
     :param names_only: Whether an error quotes only what stands before the first "=": the rest may be a secret.
@@ -25,7 +26,7 @@ class Option(NamedTuple):
     help: str
     kind: kinds.Kind = kinds.FLAG
     sets: bool | None = None
-    place: str = ""
+    place: str | None = None
     environment: str = ""
     repeatable: bool = False
     names_only: bool = False
@@ -38,19 +39,25 @@ class Option(NamedTuple):
         return "dsr1_" + self.name.lstrip("-").replace("-", "_")
 
     @property
+    def attribute(self) -> str:
+        """The attribute of `SweepConfig` that it sets; empty where code decides."""
+        return self.name.lstrip("-").replace("-", "_") if self.place is None else self.place
+
+    @property
     def is_flag(self) -> bool:
         """Whether it takes no text."""
         return self.sets is not None
 
 
 OPTIONS = (
-    Option("--isl", "Input sequence length in tokens", kinds.COUNT, starts_sweep=True),
-    Option("--osl", "Output sequence length in tokens", kinds.COUNT, starts_sweep=True),
+    Option("--isl", "Input sequence length in tokens", kinds.COUNT, starts_sweep=True, place=""),
+    Option("--osl", "Output sequence length in tokens", kinds.COUNT, starts_sweep=True, place=""),
     Option(
         "--scenario",
         "Several pairs of lengths in one session: ISL/OSL[,ISL/OSL...], or all for the competition's three",
         kinds.SCENARIOS,
         starts_sweep=True,
+        place="",
     ),
     Option(
         "--conc",
@@ -62,7 +69,6 @@ OPTIONS = (
         "--mode",
         "acc: accuracy only; perf: accuracy and performance (default); submit: also submit to the leaderboard",
         kinds.MODE,
-        place="mode",
     ),
     Option("--submit-team", "Submit each result under this team name; implies --mode submit", kinds.TEAM, place="team"),
     Option(
@@ -70,13 +76,11 @@ OPTIONS = (
         "Submit to this leaderboard (default: the competition's Space of these lengths); {isl} and {osl} stand "
         "for the lengths",
         kinds.ADDRESS,
-        place="leaderboard_url",
     ),
     Option(
         "--accept-schema",
         "Accept the leaderboard's labels that are not known; remembered until they change",
         sets=True,
-        place="accept_schema",
         stored=False,
     ),
     Option(
@@ -91,19 +95,20 @@ OPTIONS = (
         "Send what this batch folder has not sent yet, and measure nothing",
         kinds.BATCH,
         stored=False,
+        place="",
     ),
     Option(
         "--yes",
         "With --submit-pending: send again, without asking, what was refused or may have arrived",
         sets=True,
         stored=False,
+        place="",
     ),
     Option(
         "--engine",
         "Who serves: auto (default) takes a server on --port that names our model, else launches SGLang where "
         "there is a GPU, else the embedded reference engine",
         kinds.ENGINE,
-        place="engine",
     ),
     Option(
         "--server-url",
@@ -160,7 +165,6 @@ OPTIONS = (
         "--print-launch",
         "Show command line and environment of the server that would be launched, and run nothing",
         sets=True,
-        place="print_launch",
         stored=False,
         starts_sweep=True,
     ),
@@ -174,78 +178,51 @@ OPTIONS = (
         "--model",
         "The served model (default: amd/DeepSeek-R1-0528-MXFP4-Preview; with --server-url the one that it names)",
         kinds.MODEL,
-        place="model",
         environment="MODEL",
     ),
     Option(
         "--tokenizer",
         "Whose tokenizer makes the accuracy task's token ids: a folder or a hub name (default: the server's)",
         kinds.TOKENIZER,
-        place="tokenizer",
     ),
     Option(
         "--vocab-size",
         "Token ids of prompts are below this (default: what the server or its tokenizer says)",
         kinds.VOCAB_SIZE,
-        place="vocab_size",
     ),
-    Option(
-        "--port",
-        "Port of the SGLang server on this machine (default: 8888)",
-        kinds.PORT,
-        place="port",
-        environment="PORT",
-    ),
-    Option("--tp", "Tensor parallelism of the SGLang server (default: 8)", kinds.COUNT, place="tp", environment="TP"),
+    Option("--port", "Port of the SGLang server on this machine (default: 8888)", kinds.PORT, environment="PORT"),
+    Option("--tp", "Tensor parallelism of the SGLang server (default: 8)", kinds.COUNT, environment="TP"),
     Option(
         "--accuracy",
         "gate (default): accuracy first, and no performance outside the gate; off: performance only",
         kinds.GATE,
-        place="accuracy",
     ),
-    Option(
-        "--accuracy-data",
-        "The accuracy corpus from a file of JSON rows instead of the hub",
-        kinds.PATH,
-        place="accuracy_data",
-    ),
+    Option("--accuracy-data", "The accuracy corpus from a file of JSON rows instead of the hub", kinds.PATH),
     Option(
         "--accuracy-limit",
         "Only the first N documents of the accuracy task: a task of its own, with its own baseline",
         kinds.COUNT,
-        place="accuracy_limit",
     ),
     Option(
-        "--accuracy-baseline",
-        "Accuracy baselines from this file, for a model that has no published one",
-        kinds.PATH,
-        place="accuracy_baseline",
+        "--accuracy-baseline", "Accuracy baselines from this file, for a model that has no published one", kinds.PATH
     ),
     Option(
         "--record-accuracy-baseline",
         "Write the measured accuracy to this file, for --accuracy-baseline",
         kinds.PATH,
-        place="record_accuracy_baseline",
         stored=False,
     ),
     Option(
         "--num-prompts",
         "Requests measured at each concurrency (default: CONC*20 if OSL is 8192, else CONC*50)",
         kinds.COUNT,
-        place="num_prompts",
     ),
     Option(
         "--random-range-ratio",
         "Lengths are drawn uniformly from floor(R*L)..L (default: 1.0, all alike)",
         kinds.RANGE_RATIO,
-        place="random_range_ratio",
     ),
-    Option(
-        "--prompt-seed",
-        "Seed of the prompts (default: drawn for each session, and recorded)",
-        kinds.SEED,
-        place="prompt_seed",
-    ),
+    Option("--prompt-seed", "Seed of the prompts (default: drawn for each session, and recorded)", kinds.SEED),
     Option(
         "--idle-timeout",
         "Longest time without a byte of a response, in seconds (default: 300)",
@@ -262,14 +239,12 @@ OPTIONS = (
         "--reports-dir",
         "Where batch folders go, relative to the rootdir (default: reports)",
         kinds.FOLDER,
-        place="reports_dir",
         stored=False,
     ),
     Option(
         "--resume",
         "Complete this interrupted batch folder; its options come from the folder (repeatable)",
         kinds.BATCH,
-        place="resume",
         repeatable=True,
         stored=False,
         starts_sweep=True,
@@ -278,7 +253,6 @@ OPTIONS = (
         "--preflight",
         "Check all that needs no server, say what would run, and run nothing",
         sets=True,
-        place="preflight",
         stored=False,
         starts_sweep=True,
     ),
