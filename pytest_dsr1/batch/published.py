@@ -8,8 +8,9 @@ from pathlib import Path
 from pytest_dsr1.core.baselines import B200Table
 from pytest_dsr1.core.gate import AccuracyBaseline, baselines_from_json
 
-#: A link to the folder of the repository; in a wheel, the folder itself.
-_FOLDER = Path(__file__).parent.parent / "baselines"
+_PACKAGE = Path(__file__).parent.parent
+#: In a wheel the folder lies in the package, in a checkout beside it.
+_FOLDER = next(folder / "baselines" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "baselines").is_dir())
 _B200 = "b200_nv1126.json"
 
 
