@@ -120,6 +120,21 @@ def test_points_of_ones_own(project: Project, on_server: tuple[str, ...]) -> Non
         ]
 
 
+def test_own_tests_in_a_worker(project: Project, on_server: tuple[str, ...]) -> None:
+    """Points that the sweep has are measured; of one that the call names the session would know nothing."""
+    project.write(
+        "test_slo.py",
+        "def test_each(dsr1_point, dsr1_load): assert dsr1_load().passed",
+        "def test_named(dsr1_load): dsr1_load()",
+    )
+    outcome = project.run("test_slo.py", *on_server, *LENGTHS, "--conc", "2", "-n", "1")
+    assert outcome.status == 1, outcome
+    assert "1 failed, 1 passed" in outcome.output
+    assert "test_slo.py::test_named measures isl8-osl1-conc2" in outcome.output
+    assert "drop -n" in outcome.output
+    assert [line.partition(" (")[0] for line in project.lines()] == ["[1/1] ISL=8 OSL=1 CONC=2: PASSED"]
+
+
 def test_failed_assertion_shows_the_result(project: Project, on_server: tuple[str, ...]) -> None:
     """The point has failed, with the assertion as its reason, and the exit status is 1."""
     project.write(
