@@ -146,6 +146,26 @@ def test_failed_assertion_shows_the_result(project: Project, on_server: tuple[st
     assert "CONC=2: FAILED" in project.summary()
 
 
+def test_resumed_with_its_path(project: Project, on_server: tuple[str, ...]) -> None:
+    """The command that is printed completes the batch: it has the path."""
+    project.write("test_slo.py", "def test_each(dsr1_point, dsr1_load): assert dsr1_load().point.conc != 4")
+    outcome = project.run("test_slo.py", *on_server, *LENGTHS, "--conc", "4,2", "-x")
+    assert outcome.status == 1, outcome
+    command = outcome.output.partition("complete it with: pytest ")[2].splitlines()[0].split()
+    assert command[-1] == "test_slo.py"
+    outcome = project.run(*command)
+    assert "1 passed, 1 deselected" in outcome.output
+    assert [line.split()[4] for line in project.lines()] == ["FAILED", "PASSED"]
+
+
+def test_own_tests_that_pytest_benchmark_would_skip(project: Project, on_server: tuple[str, ...]) -> None:
+    """A usage error, as in a sweep."""
+    project.write("test_slo.py", "def test_slo(dsr1_load): dsr1_load(isl=8, osl=1, conc=2)")
+    outcome = project.run("test_slo.py", *on_server, "--benchmark-skip")
+    assert outcome.status == 4, outcome
+    assert "--benchmark-skip" in outcome.output
+
+
 def test_one_test_measures_several_points(project: Project, on_server: tuple[str, ...]) -> None:
     """Each is a point of the batch."""
     project.write(
