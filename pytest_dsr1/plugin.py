@@ -44,7 +44,9 @@ def pytest_load_initial_conftests(
         return (yield)
     from pytest_dsr1 import pytest_internals
 
-    pytest_internals.hide_values(early_config, parser, args, OPTIONS)
+    earlier = pytest_internals.declared_names(parser)
+    free = [option for option in OPTIONS if option.name not in earlier]
+    pytest_internals.hide_values(early_config, parser, args, free)
     result = yield
     taken = pytest_internals.declared_names(parser) & BY_NAME.keys()
     starts = any(BY_NAME[name].starts_sweep for name in (typed - taken) | inherited | in_ini) and not shows_help
@@ -57,7 +59,7 @@ def pytest_load_initial_conftests(
     # Of the rest, a conftest that is found during collection may declare some.
     wanted = BY_NAME.keys() if shows_help else typed | inherited
     pytest_internals.add_options(parser, (option for option in OPTIONS if option.name in wanted - taken))
-    if typed and not inherited:
+    if typed - taken and not inherited:
         _refuse_moved_rootdir(early_config, parser, args)
     return result
 

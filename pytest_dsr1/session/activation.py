@@ -59,6 +59,7 @@ def activate_late(config: pytest.Config) -> None:
     """
     if workers.is_worker(config) or workers.worker_count(config):
         return  # the fixtures say what is missing
+    refuse_unverifiable(config)
     typed = reading.typed_options(config)
     values = reading.parse(typed, os.environ, reading.ini_options(config))
     sweep = reading.make_config(values, typed, config.rootpath)

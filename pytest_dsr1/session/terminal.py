@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -169,6 +170,8 @@ class Terminal:
             return
         terminalreporter.section("dsr1")
         again = " -n auto" if len(sweep.config.server_urls) > 1 else ""
+        if not self._config.pluginmanager.has_plugin("dsr1_alone"):
+            again += f" {shlex.join(self._config.args)}"
         for journal in sweep.journals:
             results = [
                 read_result(journal.folder, Point(journal.batch.scenario, state.conc)) for state in journal.batch.points

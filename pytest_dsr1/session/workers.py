@@ -143,6 +143,7 @@ class Worker:
         self._config = config
         self._order = order
         self._folders = {scenario: Path(folder) for scenario, folder in order.folders}
+        self._told: set[tuple[str, Point]] = set()
 
     def serve(self) -> Served:
         if self._order.served is None:
@@ -154,16 +155,19 @@ class Worker:
         return Bench(self._config, server, served, self._folder_of, NoProgress(), around_load, checks)
 
     def join(self, nodeid: str, point: Point, test: str) -> None:
-        if point not in self._config.points:
-            raise pytest.UsageError(f"{nodeid} measures {point.id}, which is no point of the sweep; run it without -n")
+        if (nodeid, point) not in self._told:
+            raise pytest.UsageError(
+                f"{nodeid} measures {point.id}, which -n does not know before it is run; request dsr1_point, or drop -n"
+            )
 
     def _folder_of(self, point: Point) -> Path:
         return self._folders[point.scenario]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Tell the controller which test is of which point: it sees their ids only."""
-        content = msgspec.json.encode(point_tests(session.items))
-        Path(self._order.collected).write_bytes(content)
+        tests = point_tests(session.items)
+        self._told = {(test.nodeid, test.point) for test in tests}
+        Path(self._order.collected).write_bytes(msgspec.json.encode(tests))
 
 
 def make_scheduler(config: pytest.Config, log: Any, tests: Mapping[str, PointTest]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -90,6 +91,12 @@ ASSERTS_THEIRS = (
 THEIRS = ("--model", "tiny", "--port", "1", "--resume", "--yes")
 
 
+def load_plugin(project: Project, name: str) -> None:
+    """Have a new process load a plugin of the project's folder, wherever its rootdir is."""
+    path = os.pathsep.join([str(project.folder), project.environment.get("PYTHONPATH", "")])
+    project.environment |= {"PYTEST_PLUGINS": name, "PYTHONPATH": path}
+
+
 @pytest.mark.parametrize("how", ["conftest", "-p", "PYTEST_PLUGINS"])
 def test_options_of_the_same_names_are_theirs(project: Project, how: str) -> None:
     """Whoever declares them, and whenever: their values arrive where they are expected."""
@@ -99,7 +106,7 @@ def test_options_of_the_same_names_are_theirs(project: Project, how: str) -> Non
     if how == "-p":
         project.write("pytest.ini", "[pytest]", "pythonpath = .", "addopts = -p their_options")
     elif how == "PYTEST_PLUGINS":
-        project.environment |= {"PYTEST_PLUGINS": "their_options", "PYTHONPATH": str(project.folder)}
+        load_plugin(project, "their_options")
         outcome = project.run_process(*args)
         assert outcome.status == 0, outcome
         return
@@ -117,6 +124,20 @@ def test_option_that_a_conftest_of_a_folder_declares_late(project: Project, quic
     outcome = project.run(*quick, ".")
     assert outcome.status == 0, outcome
     assert "2 passed" in outcome.output
+
+
+def test_values_of_their_options(project: Project) -> None:
+    """A plugin's flag takes no path of a test for its value, and the value of its option may move its rootdir."""
+    inner = Project(_folder(project, "inner"))
+    _folder(project, "data")
+    inner.write("their_options.py", *DECLARES_MANY)
+    inner.write("checks/conftest.py", "def pytest_addoption(parser): parser.addoption('--late')")
+    inner.write("checks/test_his.py", "def test_his(request): assert request.config.option.late == 'x'")
+    load_plugin(inner, "their_options")
+    inner.write("test_his.py", "def test_his(): pass")
+    for args in (("--late=x", "--resume", "checks"), ("--model", "../data", "--ignore=checks")):
+        outcome = inner.run_process(*args)
+        assert outcome.status == 0, outcome
 
 
 def test_typed_option_that_somebody_else_declares(project: Project) -> None:
@@ -139,6 +160,7 @@ def test_lengths_that_somebody_else_declares(project: Project) -> None:
     assert outcome.status == 4, outcome
     assert "--isl is" in outcome.output
     assert str(conftest) in outcome.output
+    assert project.run("--isl", "8").status == 5
 
 
 def test_nothing_is_added_to_a_strangers_output(project: Project) -> None:

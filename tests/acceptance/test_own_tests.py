@@ -120,6 +120,21 @@ def test_points_of_ones_own(project: Project, on_server: tuple[str, ...]) -> Non
         ]
 
 
+def test_own_tests_in_a_worker(project: Project, on_server: tuple[str, ...]) -> None:
+    """Points that the sweep has are measured; of one that the call names the session would know nothing."""
+    project.write(
+        "test_slo.py",
+        "def test_each(dsr1_point, dsr1_load): assert dsr1_load().passed",
+        "def test_named(dsr1_load): dsr1_load()",
+    )
+    outcome = project.run("test_slo.py", *on_server, *LENGTHS, "--conc", "2", "-n", "1")
+    assert outcome.status == 1, outcome
+    assert "1 failed, 1 passed" in outcome.output
+    assert "test_slo.py::test_named measures isl8-osl1-conc2" in outcome.output
+    assert "drop -n" in outcome.output
+    assert [line.partition(" (")[0] for line in project.lines()] == ["[1/1] ISL=8 OSL=1 CONC=2: PASSED"]
+
+
 def test_failed_assertion_shows_the_result(project: Project, on_server: tuple[str, ...]) -> None:
     """The point has failed, with the assertion as its reason, and the exit status is 1."""
     project.write(
@@ -129,6 +144,26 @@ def test_failed_assertion_shows_the_result(project: Project, on_server: tuple[st
     assert outcome.status == 1, outcome
     assert "assert not Result(isl8-osl1-conc2 PASSED: " in outcome.output
     assert "CONC=2: FAILED" in project.summary()
+
+
+def test_resumed_with_its_path(project: Project, on_server: tuple[str, ...]) -> None:
+    """The command that is printed completes the batch: it has the path."""
+    project.write("test_slo.py", "def test_each(dsr1_point, dsr1_load): assert dsr1_load().point.conc != 4")
+    outcome = project.run("test_slo.py", *on_server, *LENGTHS, "--conc", "4,2", "-x")
+    assert outcome.status == 1, outcome
+    command = outcome.output.partition("complete it with: pytest ")[2].splitlines()[0].split()
+    assert command[-1] == "test_slo.py"
+    outcome = project.run(*command)
+    assert "1 passed, 1 deselected" in outcome.output
+    assert [line.split()[4] for line in project.lines()] == ["FAILED", "PASSED"]
+
+
+def test_own_tests_that_pytest_benchmark_would_skip(project: Project, on_server: tuple[str, ...]) -> None:
+    """A usage error, as in a sweep."""
+    project.write("test_slo.py", "def test_slo(dsr1_load): dsr1_load(isl=8, osl=1, conc=2)")
+    outcome = project.run("test_slo.py", *on_server, "--benchmark-skip")
+    assert outcome.status == 4, outcome
+    assert "--benchmark-skip" in outcome.output
 
 
 def test_one_test_measures_several_points(project: Project, on_server: tuple[str, ...]) -> None:
