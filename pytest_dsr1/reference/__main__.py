@@ -1,4 +1,4 @@
-"""``python -m pytest_dsr1.reference``: see `process`."""
+"""The embedded engine as a command: `pytest-dsr1 engine`."""
 
 from __future__ import annotations
 
