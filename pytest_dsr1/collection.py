@@ -11,7 +11,7 @@ import pytest
 
 from pytest_dsr1 import pytest_internals
 from pytest_dsr1.core.config import CONCURRENCIES, Mode, Point, SweepConfig
-from pytest_dsr1.core.ledger import PointTest
+from pytest_dsr1.core.summary import PointTest
 
 #: The id of the sweep's module, in a checkout and in a wheel.
 SWEEP_MODULE = "tests_bench/test_sweep.py"

@@ -17,7 +17,7 @@ _B200 = "b200_nv1126.json"
 def b200_table() -> B200Table:
     """The published figures of NVIDIA B200.
 
-    :raises BaselineError: The file is damaged.
+    :raises ValueError: The file is damaged.
     """
     return B200Table.from_json((_FOLDER / _B200).read_text(encoding="utf-8"), name=_B200)
 

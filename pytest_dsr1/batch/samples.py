@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pytest_dsr1.core.samples import LoadRun, LoopLag, Nanoseconds, Outcome, RequestSample
@@ -74,7 +74,8 @@ def read_samples(path: Path) -> LoadRun:
             )
         )
     warmups = int(columns["warmup"].sum())
-    lag = LoopLag(**fields.pop("loop_lag"))
+    # An earlier version wrote the unit into the names.
+    lag = LoopLag(**{name.removesuffix("_ms"): value for name, value in fields.pop("loop_lag").items()})
     return LoadRun(samples=rows[warmups:], warmups=rows[:warmups], loop_lag=lag, **fields)
 
 
@@ -90,5 +91,5 @@ def _run_fields(run: LoadRun) -> dict[str, Any]:
         "wall_s": run.wall_s,
         "reconnects": run.reconnects,
         "aborted": run.aborted,
-        "loop_lag": asdict(run.loop_lag),
+        "loop_lag": msgspec.to_builtins(run.loop_lag),
     }

@@ -17,7 +17,6 @@ from pytest_dsr1.core.evidence import (
     ABSENT,
     ARGUMENTS,
     COUNT_OR_ZERO,
-    ORDERED,
     PERFORMANCE,
     Check,
     Evidence,
@@ -26,8 +25,7 @@ from pytest_dsr1.core.evidence import (
     warn,
 )
 from pytest_dsr1.core.laws import h2_little, h3_rates, h5_order, h7_per_gpu, h8_baseline
-from pytest_dsr1.core.samples import RequestSample
-from pytest_dsr1.core.statistics import LATENCIES, NS_PER_MS
+from pytest_dsr1.core.samples import LATENCIES, NS_PER_MS, ORDERED, RequestSample
 from pytest_dsr1.core.text import shown
 
 #: Prompts are random, so by chance at most this share of their tokens is in a prefix cache. A repeated prompt would be
@@ -100,7 +98,7 @@ def _failures(evidence: Evidence, completed: int | None) -> Iterator[Finding]:
 def _without_pace(evidence: Evidence) -> Iterator[Finding]:
     """Answers of several tokens that were read at one moment, so TPOT is unknown."""
     paced = [one for one in evidence.samples or () if one.ok and (one.generated_tokens or 0) > 1]
-    at_once = sum(len(one.event_ns) > 0 and one.first_ns == one.last_ns for one in paced)
+    at_once = sum(len(one.event_ns) > 0 and one.event_ns[0] == one.event_ns[-1] for one in paced)
     if at_once:
         yield reject(
             "h1",

@@ -19,8 +19,7 @@ import msgspec
 
 from pytest_dsr1.core.baselines import RATIOS, B200Table
 from pytest_dsr1.core.config import Point, Scenario
-from pytest_dsr1.core.samples import RequestSample
-from pytest_dsr1.core.statistics import LATENCIES
+from pytest_dsr1.core.samples import LATENCIES, ORDERED, RequestSample
 from pytest_dsr1.core.text import one_line, shown
 
 
@@ -113,8 +112,6 @@ def _latency(latency: str) -> Figure:
     return _MEASURED_OR_ZERO if latency == "itl" else _MEASURED
 
 
-#: Statistics of a distribution, in the order in which their values rise.
-ORDERED = ("min", "p50", "p90", "p95", "p99", "max")
 #: Figures of a performance measurement, at the top level of a result; all are absent in mode acc.
 PERFORMANCE: Mapping[str, Figure] = {
     "successful_requests": COUNT_OR_ZERO,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from pytest_dsr1.core.baselines import RATIOS
-from pytest_dsr1.core.evidence import ABSENT, ORDERED, Evidence, Finding, Reading, reject, warn
-from pytest_dsr1.core.statistics import LATENCIES
+from pytest_dsr1.core.evidence import ABSENT, Evidence, Finding, Reading, reject, warn
+from pytest_dsr1.core.samples import LATENCIES, ORDERED
 
 #: A closed loop cannot keep more than CONC slots busy. Half a percent more is accepted, since other tools end their
 #: duration at a slightly different event.

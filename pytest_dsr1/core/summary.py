@@ -1,15 +1,17 @@
-"""The state of each point of a batch, and the text of summary.txt."""
+"""From the reports of tests to the states of points, and to the text of summary.txt.
+
+A point has several tests, and a test of a user's own may measure several points.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
 
-from pytest_dsr1.core.config import Mode, Scenario
-from pytest_dsr1.core.text import one_line, validation_message
+from pytest_dsr1.core.config import Mode, Point, Scenario
+from pytest_dsr1.core.text import one_line
 
 _RULER = "=" * 44
 
@@ -73,20 +75,26 @@ class PointState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One scenario's part of a sweep: everything that summary.txt shows.
+    """One scenario's part of a sweep: what summary.txt shows, as batch.json holds it.
 
-    :param folder: Name of the batch folder.
     :param started: Epoch seconds of the first start; a resumed run keeps it.
     :param points: In sweep order.
     :param notes: Further messages for the reader, one line each.
     """
 
-    scenario: Scenario
+    isl: int
+    osl: int
     mode: Mode
-    folder: str
     started: float
     points: tuple[PointState, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        Scenario(self.isl, self.osl)  # refuses lengths below 1
+
+    @property
+    def scenario(self) -> Scenario:
+        return Scenario(self.isl, self.osl)
 
     def point(self, conc: int) -> PointState:
         return next(state for state in self.points if state.conc == conc)
@@ -111,42 +119,23 @@ class Batch:
     def count(self, status: Status) -> int:
         return sum(state.status is status for state in self.points)
 
-    def to_fields(self) -> dict[str, Any]:
-        """The JSON object of batch.json: flat lengths, without the folder's name."""
-        # Not at the top: the plugin imports this module in every pytest session, and msgspec takes 45 ms.
-        import msgspec
 
-        fields = msgspec.to_builtins(self)
-        del fields["folder"]
-        return {**fields.pop("scenario"), **fields}
+def render_summary(batch: Batch, folder: str) -> str:
+    """The text of summary.txt for the present state, complete or not.
 
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any], folder: str) -> Batch:
-        """The inverse of `to_fields`.
-
-        :raises ValueError: The fields are not those of a batch; the message names the field.
-        """
-        import msgspec
-
-        try:
-            return msgspec.convert({**fields, "scenario": fields, "folder": folder}, cls)
-        except msgspec.ValidationError as error:
-            raise ValueError(validation_message(error, fields, "batch")) from None
-
-
-def render_summary(batch: Batch) -> str:
-    """The text of summary.txt for the present state, complete or not."""
-    isl, osl, total = batch.scenario.isl, batch.scenario.osl, len(batch.points)
+    :param folder: Name of the batch folder.
+    """
+    total = len(batch.points)
     return "\n".join(
         [
             "Multi-Concurrency Test Results",
-            f"ISL: {isl}, OSL: {osl}",
+            f"ISL: {batch.isl}, OSL: {batch.osl}",
             f"Mode: {batch.mode}",
             f"Time: {time.ctime(batch.started)}",
             _RULER,
             "",
             *(
-                f"[{place}/{total}] ISL={isl} OSL={osl} CONC={state.conc}: {state.words}"
+                f"[{place}/{total}] ISL={batch.isl} OSL={batch.osl} CONC={state.conc}: {state.words}"
                 for place, state in enumerate(batch.points, start=1)
             ),
             "",
@@ -157,9 +146,151 @@ def render_summary(batch: Batch) -> str:
             f"Passed: {batch.count(Status.PASSED)}",
             f"Failed: {batch.count(Status.FAILED)}",
             "",
-            f"Results saved in: {batch.folder}/",
+            f"Results saved in: {folder}/",
             _RULER,
             *batch.notes,
             "",
         ]
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PointTest:
+    """A test of a point.
+
+    :param nodeid: The test's id, a mere key: nothing is read from it.
+    :param name: The name of its function, which a resumed run selects by.
+    """
+
+    nodeid: str
+    point: Point
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointReport:
+    """What one phase of a test says of its points.
+
+    :param outcome: passed, failed or skipped.
+    :param final: Whether no other phase of the test follows.
+    :param reason: Why it did not pass, in one line.
+    :param gated: Whether it was skipped because the accuracy is outside the gate, which fails the point.
+    :param lost: Whether it failed because the server was gone: the point was not measured.
+    """
+
+    nodeid: str
+    outcome: str
+    final: bool
+    reason: str = ""
+    gated: bool = False
+    lost: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether it fails its points."""
+        return self.gated or self.outcome == "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class PointEnd:
+    """What has become of a point."""
+
+    point: Point
+    status: Status
+    reason: str = ""
+    lost: bool = False
+
+
+@dataclass(slots=True)
+class _Account:
+    """One point: the names of its tests, the outcome of each by its id, and its first failure."""
+
+    tests: dict[str, None] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
+    failure: PointReport | None = None
+    lost: bool = False
+    started: bool = False
+    ended: bool = False
+
+
+class Ledger:
+    """The selected tests of a session, and what has become of their points.
+
+    It knows which test belongs to which points, and takes the reports in the order in which they come.
+    """
+
+    def __init__(self) -> None:
+        self._accounts: dict[Point, _Account] = {}
+        self._points: dict[str, list[Point]] = {}
+
+    def select(self, tests: Iterable[PointTest]) -> None:
+        """Add tests, before or during the session."""
+        for test in tests:
+            account = self._accounts.setdefault(test.point, _Account())
+            account.outcomes.setdefault(test.nodeid, "")
+            account.tests[test.name] = None
+            account.ended = False
+            points = self._points.setdefault(test.nodeid, [])
+            if test.point not in points:
+                points.append(test.point)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The points that have tests, in the order of their first tests."""
+        return tuple(self._accounts)
+
+    def tests_of(self, point: Point) -> tuple[str, ...]:
+        """The names of a point's tests; none for a point without."""
+        return tuple(self._accounts[point].tests) if point in self._accounts else ()
+
+    @property
+    def any_failed(self) -> bool:
+        """Whether a point failed."""
+        return any(account.failure is not None for account in self._accounts.values())
+
+    def start(self, nodeid: str) -> tuple[Point, ...]:
+        """The points whose first test this is."""
+        found = tuple(point for point in self._points.get(nodeid, ()) if not self._accounts[point].started)
+        for point in found:
+            self._accounts[point].started = True
+        return found
+
+    def take(self, report: PointReport) -> tuple[PointEnd, ...]:
+        """The points that end with this report."""
+        ends = []
+        for point in self._points.get(report.nodeid, ()):
+            account = self._accounts[point]
+            before = account.outcomes[report.nodeid]
+            if report.failed:
+                account.outcomes[report.nodeid] = "failed"
+                account.failure = account.failure or report
+                account.lost = account.lost or report.lost
+            elif report.outcome == "skipped":
+                account.outcomes[report.nodeid] = "skipped"
+            # A set-up that passed says nothing yet; a teardown that passed changes nothing.
+            elif not before and report.outcome == "passed":
+                account.outcomes[report.nodeid] = "passed"
+            if report.final and all(account.outcomes.values()):
+                account.ended = True
+                ends.append(self._end(point))
+        return tuple(ends)
+
+    def close(self, *, interrupted: bool) -> tuple[PointEnd, ...]:
+        """The points that were begun and did not end.
+
+        :param interrupted: Whether somebody stopped the session: what had failed by then is measured again, too.
+        """
+        left = [point for point, account in self._accounts.items() if account.started and not account.ended]
+        return tuple(
+            PointEnd(point, Status.INTERRUPTED)
+            if interrupted or self._accounts[point].failure is None
+            else self._end(point)
+            for point in left
+        )
+
+    def _end(self, point: Point) -> PointEnd:
+        account = self._accounts[point]
+        if account.failure is not None:
+            return PointEnd(point, Status.FAILED, account.failure.reason, account.lost)
+        # Where every test was skipped nothing was measured, so nothing passed.
+        return PointEnd(point, Status.PASSED if "passed" in account.outcomes.values() else Status.NOT_RUN)

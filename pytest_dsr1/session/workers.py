@@ -15,8 +15,8 @@ from pytest_dsr1.bench import Bench, Listener, NoProgress
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.evidence import Check
-from pytest_dsr1.core.ledger import PointTest
 from pytest_dsr1.core.server import Served
+from pytest_dsr1.core.summary import PointTest
 from pytest_dsr1.servers import ServerError
 from pytest_dsr1.servers.external import BoundServer
 from pytest_dsr1.session.sweep import EXIT_TERMINATED, Sweep

@@ -49,7 +49,9 @@ def scaled(by: float, *names: str) -> AccuracyFigures:
 
 def test_the_baselines_own_figures_pass() -> None:
     """A model that scores its baseline passes, with nothing to say."""
-    assert judged(FIGURES) == Verdict(GateStatus.PASSED, "", BASELINE)
+    assert judged(FIGURES) == Verdict(
+        status=GateStatus.PASSED, baselines=FIGURES, threshold_multiplier=1.03, baseline_source="published"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, _ in FIGURES])
@@ -149,8 +151,8 @@ def with_entry(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{", "mine.json is not JSON"),
-        ("[" * 100_000, "mine.json is not JSON"),
+        ("{", "mine.json: not JSON"),
+        ("[" * 100_000, "mine.json: not JSON"),
         ("[]", "mine.json .* expected schema 'pytest-dsr1/accuracy-baselines', found a list"),
         ('{"schema": "other"}', "expected schema 'pytest-dsr1/accuracy-baselines', found 'other'"),
         (baselines_to_json([]).replace('"version": 1', '"version": 2'), "mine.json has version 2 .* reads 1"),

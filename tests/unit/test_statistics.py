@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dsr1.core.samples import Outcome, RequestSample
-from pytest_dsr1.core.statistics import Distribution, Performance, summarize
+from pytest_dsr1.core.samples import Distribution, Outcome, Performance, RequestSample, summarize
 from tests.simulated_runs import MS, START_NS, closed_loop, run_of, sample
 
 
@@ -39,16 +38,16 @@ class TestCountsAndRates:
         """Neither connecting before nor draining after belongs to it."""
         performance = summarize(self.run)
         assert performance is not None
-        assert performance.benchmark_duration == pytest.approx(0.5, rel=1e-12)
+        assert performance.figures.benchmark_duration == pytest.approx(0.5, rel=1e-12)
 
     def test_rates_are_counts_over_duration(self) -> None:
         """Total throughput counts input and generated tokens."""
         performance = summarize(self.run)
         assert performance is not None
-        assert (performance.total_input_tokens, performance.total_generated_tokens) == (30, 5)
-        assert performance.request_throughput == pytest.approx(4)
-        assert performance.output_throughput == pytest.approx(10)
-        assert performance.total_token_throughput == pytest.approx(70)
+        assert (performance.figures.total_input_tokens, performance.total_generated_tokens) == (30, 5)
+        assert performance.figures.request_throughput == pytest.approx(4)
+        assert performance.figures.output_throughput == pytest.approx(10)
+        assert performance.figures.total_token_throughput == pytest.approx(70)
 
     def test_busy_slots_are_littles_law(self) -> None:
         """100 ms and 350 ms of request time fill 0.9 of one slot's 500 ms."""
@@ -63,7 +62,7 @@ class TestCountsAndRates:
 
     def test_a_server_that_counts_no_prompt_tokens_is_believed_the_prompt_that_was_sent(self) -> None:
         """Prompts are ids, so the client knows their length."""
-        assert performance_of(sample(isl=33, prompt_tokens=None)).total_input_tokens == 33
+        assert performance_of(sample(isl=33, prompt_tokens=None)).figures.total_input_tokens == 33
 
 
 class TestLatencies:
@@ -72,8 +71,8 @@ class TestLatencies:
     def test_ttft_and_e2el_start_at_the_send(self) -> None:
         """TTFT ends with the first event, E2E with the last."""
         performance = performance_of(sample(sent_ms=1000, event_ms=(1100, 1120, 1150)))
-        assert performance.ttft.p50 == pytest.approx(100)
-        assert performance.e2el.p50 == pytest.approx(150)
+        assert performance.latency_ms.ttft.p50 == pytest.approx(100)
+        assert performance.latency_ms.e2el.p50 == pytest.approx(150)
 
     def test_tpot_is_per_request_and_per_generated_token(self) -> None:
         """(E2E - TTFT) / (generated - 1), one value per request, however many events carried the tokens."""
@@ -81,9 +80,9 @@ class TestLatencies:
             sample(index=0, event_ms=(100, 200), generated=11),
             sample(index=1, event_ms=(100, 140, 160)),
         )
-        assert performance.tpot is not None
-        assert performance.tpot.count == 2
-        assert [performance.tpot.min, performance.tpot.max] == pytest.approx([10, 30])
+        assert performance.latency_ms.tpot is not None
+        assert performance.latency_ms.tpot.count == 2
+        assert [performance.latency_ms.tpot.min, performance.latency_ms.tpot.max] == pytest.approx([10, 30])
 
     def test_interactivity_is_the_inverse_of_the_median_tpot(self) -> None:
         """20 ms a token are 50 tokens a second."""
@@ -94,25 +93,25 @@ class TestLatencies:
         performance = performance_of(
             sample(index=0, event_ms=(100, 110)), sample(index=1, event_ms=(100, 100, 150, 200))
         )
-        assert performance.itl is not None
-        assert performance.itl.count == 4
-        assert performance.itl.min == 0
-        assert performance.itl.mean == pytest.approx((10 + 0 + 50 + 50) / 4)
+        assert performance.latency_ms.itl is not None
+        assert performance.latency_ms.itl.count == 4
+        assert performance.latency_ms.itl.min == 0
+        assert performance.latency_ms.itl.mean == pytest.approx((10 + 0 + 50 + 50) / 4)
 
     def test_one_token_has_neither_tpot_nor_itl(self) -> None:
         """Then they are absent from a result, not null, and so is interactivity."""
         performance = performance_of(sample(event_ms=(100,)))
-        assert performance.tpot is None
-        assert performance.itl is None
+        assert performance.latency_ms.tpot is None
+        assert performance.latency_ms.itl is None
         assert performance.interactivity is None
         assert msgspec.to_builtins(performance.latency_ms).keys() == {"ttft", "e2el"}
-        assert not [name for name in performance.to_fields() if "tpot" in name or "itl" in name]
+        assert not [name for name in msgspec.to_builtins(performance.figures) if "tpot" in name or "itl" in name]
 
     def test_a_request_of_one_token_among_others_has_no_tpot(self) -> None:
         """The others' is not diluted."""
         performance = performance_of(sample(index=0, event_ms=(100,)), sample(index=1, event_ms=(100, 120)))
-        assert performance.tpot is not None
-        assert performance.tpot.count == 1
+        assert performance.latency_ms.tpot is not None
+        assert performance.latency_ms.tpot.count == 1
 
 
 class TestDistribution:
@@ -160,16 +159,16 @@ class TestWhatCounts:
         good = sample(index=0, event_ms=(100, 120))
         bad = sample(index=1, event_ms=(5000, 9000), outcome=Outcome.TRUNCATED)
         performance = performance_of(good, bad)
-        assert performance.successful_requests == 1
-        assert performance.ttft.max == pytest.approx(100)
+        assert performance.figures.successful_requests == 1
+        assert performance.latency_ms.ttft.max == pytest.approx(100)
         assert performance.total_generated_tokens == 2
-        assert performance.benchmark_duration == pytest.approx(0.12)
+        assert performance.figures.benchmark_duration == pytest.approx(0.12)
 
     def test_the_window_opens_with_the_first_send_of_any(self) -> None:
         """A request that failed was load all the same."""
         bad = sample(index=0, sent_ms=0, outcome=Outcome.CONNECTION_LOST, event_ms=())
         performance = performance_of(bad, sample(index=1, sent_ms=400, event_ms=(500,)))
-        assert performance.benchmark_duration == pytest.approx(0.5)
+        assert performance.figures.benchmark_duration == pytest.approx(0.5)
 
     def test_nothing_completed_is_no_performance(self) -> None:
         """There is nothing to average; the caller says so."""
@@ -213,13 +212,14 @@ def test_fields_are_those_of_the_golden_result_in_its_order(shared: Path) -> Non
     """The flat part of a result is the original tool's, name by name."""
     golden = json.loads((shared / "golden" / "result_isl1024_osl1024_conc16.json").read_text())
     names = list(golden)[: list(golden).index("benchmark_args")]
-    assert list(performance_of(sample()).to_fields()) == names
+    assert list(msgspec.to_builtins(performance_of(sample()).figures)) == names
 
 
 def test_every_figure_is_a_plain_number() -> None:
     """NumPy's scalars would not survive JSON."""
     performance = performance_of(sample())
-    figures = [*performance.to_fields().values(), *asdict(performance.ttft).values(), performance.slots_busy]
+    figures = [*msgspec.structs.astuple(performance.figures), *msgspec.structs.astuple(performance.latency_ms.ttft)]
+    figures.append(performance.slots_busy)
     assert {type(figure) for figure in figures} == {int, float}
 
 
@@ -240,8 +240,9 @@ def test_means_add_up_at_one_length(concurrency: int, num_prompts: int, osl: int
     )
     performance = summarize(run)
     assert performance is not None
-    assert performance.tpot is not None
-    assert performance.e2el.mean == pytest.approx(performance.ttft.mean + (osl - 1) * performance.tpot.mean, rel=1e-9)
+    latency_ms = performance.latency_ms
+    assert latency_ms.tpot is not None
+    assert latency_ms.e2el.mean == pytest.approx(latency_ms.ttft.mean + (osl - 1) * latency_ms.tpot.mean, rel=1e-9)
     assert performance.slots_busy <= 1 + 1e-9
 
 
