@@ -37,7 +37,7 @@ from pytest_dsr1.core.gate import merged as with_baseline
 from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
 from pytest_dsr1.core.result import Result, SamplesFile
 from pytest_dsr1.core.samples import LoadRun
-from pytest_dsr1.core.server import Served, identity_changes
+from pytest_dsr1.core.server import Served, changes_between
 from pytest_dsr1.core.text import first_line
 from pytest_dsr1.load.closed_loop import run_point
 from pytest_dsr1.load.prompts import PromptPlan, plan_prompts
@@ -189,7 +189,7 @@ class Visit:
             bench.server.flush_cache()
             with bench.progress.accuracy(self.point) as report:
                 figures, measured = evaluate(task, self.before, tokenizer, self.point.conc, progress=report)
-            changes = identity_changes(self.before, bench.server.inspect())
+            changes = changes_between(self.before.to_fields(), bench.server.inspect().to_fields())
         except (AccuracyError, VocabularyError, ServerError) as error:
             bench.look_after(error)
             reason = first_line(bench.lost) or f"accuracy: {error}"
@@ -252,7 +252,7 @@ class Visit:
             bench.look_after(None)
         if not bench.lost:
             try:
-                return identity_changes(self.before, bench.server.inspect())
+                return changes_between(self.before.to_fields(), bench.server.inspect().to_fields())
             except ServerError as error:
                 bench.look_after(error)
         return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,8 +73,9 @@ class Served:
     concurrent_servers: int = 1
 
     def __post_init__(self) -> None:
-        # Paths are appended to it.
+        # Paths are appended to the URL; the name is written to files.
         object.__setattr__(self, "url", self.url.rstrip("/"))
+        object.__setattr__(self, "model", _encodable(self.model))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,36 +102,16 @@ class Served:
     def to_fields(self) -> dict[str, Any]:
         """The `server` object of a result.
 
-        Only listed fields of `info` are in it, so no secrets.
+        Of `info` it has only the listed fields, so no secrets. A character that UTF-8 cannot encode becomes `?`.
         """
-        fields: dict[str, Any] = {
-            "url": self.url,
-            "engine": self.engine,
-            "model": self.model,
-            "num_gpus": self.num_gpus,
-            "num_gpus_source": self.num_gpus_source,
-            "info": self.kept_info,
-            "concurrent_servers": self.concurrent_servers,
-        }
-        if self.process is not None:
-            fields["process"] = dict(self.process)
-        if self.launch is not None:
-            fields["launch"] = dict(self.launch)
+        kept = {key: self.info[key] for key in _KEPT if self.info.get(key) is not None}
+        text = json.dumps(vars(self) | {"info": kept}, ensure_ascii=False, default=str)
+        fields: dict[str, Any] = json.loads(_encodable(text))
         return fields
-
-    @property
-    def kept_info(self) -> dict[str, Any]:
-        """The part of `info` that is kept with a result: version and arguments."""
-        return {key: self.info[key] for key in _KEPT if self.info.get(key) is not None}
-
-
-def identity_changes(before: Served, after: Served) -> tuple[str, ...]:
-    """Differences that show another server, or other arguments of the same one."""
-    return changes_between(before.to_fields(), after.to_fields())
 
 
 def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same for the `server` objects of two results.
+    """Differences of two `server` objects that show another server, or other arguments of the same one.
 
     A field that only one of them has is not a change: /server_info may have failed once, or report more than before.
     """
@@ -143,6 +125,11 @@ def _identity(server: Mapping[str, Any]) -> dict[str, Any]:
     process = {f"process {name}": value for name, value in (server.get("process") or {}).items()}
     said = {name: server[name] for name in ("model", "num_gpus") if server.get(name) is not None}
     return {**said, **process, **(server.get("info") or {})}
+
+
+def _encodable(text: str) -> str:
+    """`text` without lone surrogates, which JSON can hold and UTF-8 cannot."""
+    return text.encode(errors="replace").decode()
 
 
 def is_loopback(url: str) -> bool:
@@ -159,17 +146,15 @@ def describe(url: str, model: str, info: Mapping[str, Any], tp: int | None = Non
 
     :param tp: `--tp` as typed. Used, and marked as assumed, only where the server does not report its GPUs.
     """
-    if info.get("engine") == REFERENCE_ENGINE:
-        return Served(url=url, model=model, engine="reference", info=info, num_gpus=1, num_gpus_source="server")
-    num_gpus = count_gpus(info)
-    source = "server" if num_gpus is not None else "assumed" if tp is not None else "unknown"
+    reference = info.get("engine") == REFERENCE_ENGINE
+    num_gpus = 1 if reference else count_gpus(info)
     return Served(
         url=url,
         model=model,
-        engine="external",
+        engine="reference" if reference else "external",
         info=info,
-        num_gpus=num_gpus if num_gpus is not None else tp,
-        num_gpus_source=source,
+        num_gpus=tp if num_gpus is None else num_gpus,
+        num_gpus_source="server" if num_gpus is not None else "unknown" if tp is None else "assumed",
     )
 
 

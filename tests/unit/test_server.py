@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
-from pytest_dsr1.core.server import Served, count_gpus, describe, identity_changes, is_loopback
+from pytest_dsr1.core.server import Served, changes_between, count_gpus, describe, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,10 @@ def test_names_of_the_models_files(info: dict[str, Any], names: tuple[str, ...])
     assert Served(url="u", model="llama", info=info).names == names
 
 
+def identity_changes(before: Served, after: Served) -> tuple[str, ...]:
+    return changes_between(before.to_fields(), after.to_fields())
+
+
 def test_identity_is_process_model_and_arguments() -> None:
     """What changes from one answer to the next of the same server is no part of it."""
     before = replace(describe("u", "m", {"version": "1", "tp_size": 2}), process={"pid": 7, "started": 1.5})
@@ -78,6 +83,15 @@ def test_secrets_stay_out_of_results() -> None:
     """Only named fields are kept of what a server says."""
     fields = describe("u", "m", {"tp_size": 1, "api_key": "secret", "ssl_keyfile_password": "secret"}).to_fields()
     assert "secret" not in str(fields)
+
+
+def test_what_a_server_says_can_be_written() -> None:
+    """JSON can hold half of a surrogate pair, which no file in UTF-8 can."""
+    served = describe("u", "m\udcff", {"version": "v\ud83d", "dtype": ["naïve", {"a\udcff": 1}]})
+    fields = served.to_fields()
+    assert (served.model, fields["model"], fields["info"]["version"]) == ("m?", "m?", "v?")
+    assert fields["info"]["dtype"] == ["naïve", {"a?": 1}]
+    assert msgspec.json.encode(fields)
 
 
 @pytest.mark.parametrize(
