@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from pytest_dsr1.core.config import SweepConfig, leaderboard_for
+
 #: The embedded engine's name in /server_info.
 REFERENCE_ENGINE = "pytest-dsr1-reference"
 #: Fields of /server_info that are kept with a result; all others are dropped, since they may be secrets.
@@ -139,6 +141,24 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def server_problem(config: SweepConfig, why: str, *, reference: bool, gpus_known: bool) -> str:
+    """Why no result of this server could be submitted; empty if it could.
+
+    :param why: Which server was chosen, and the reason.
+    :param reference: Whether it is the reference engine.
+    """
+    urls = [leaderboard_for(scenario, config.leaderboard_url) for scenario in config.scenarios]
+    if reference and not all(url is not None and is_loopback(url) for url in urls):
+        return (
+            f"mode submit, but served by {why}: results of the reference engine are only sent to a leaderboard on this "
+            "machine; name the server to be measured with --server-url, or rehearse with --leaderboard-url "
+            "http://127.0.0.1:PORT (start a leaderboard with: pytest-dsr1 leaderboard serve)"
+        )
+    if not gpus_known:
+        return "mode submit needs a throughput per GPU, and the server does not say how many GPUs it has; type --tp N"
+    return ""
 
 
 def describe(url: str, model: str, info: Mapping[str, Any], tp: int | None = None) -> Served:
