@@ -33,7 +33,6 @@ from pytest_dsr1.core.gate import (
     baselines_to_json,
     judge,
 )
-from pytest_dsr1.core.gate import merged as with_baseline
 from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
 from pytest_dsr1.core.result import Result, SamplesFile
 from pytest_dsr1.core.samples import LoadRun
@@ -302,4 +301,4 @@ def _record_baseline(path: Path, served: Served, figures: AccuracyFigures, measu
         f"with pytest --record-accuracy-baseline, ids by {measured.tokenizer}"
     )
     new = AccuracyBaseline(served.model, measured.task, figures, source)
-    write_atomically(path, baselines_to_json(with_baseline(known, new)))
+    write_atomically(path, baselines_to_json([*known, new]))

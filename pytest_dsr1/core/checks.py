@@ -17,6 +17,7 @@ from pytest_dsr1.core.evidence import (
     ABSENT,
     ARGUMENTS,
     COUNT_OR_ZERO,
+    DISTRIBUTIONS,
     PERFORMANCE,
     Check,
     Evidence,
@@ -25,7 +26,7 @@ from pytest_dsr1.core.evidence import (
     warn,
 )
 from pytest_dsr1.core.laws import h2_little, h3_rates, h5_order, h7_per_gpu, h8_baseline
-from pytest_dsr1.core.samples import LATENCIES, NS_PER_MS, ORDERED, RequestSample
+from pytest_dsr1.core.samples import NS_PER_MS, RequestSample
 from pytest_dsr1.core.text import shown
 
 #: Prompts are random, so by chance at most this share of their tokens is in a prefix cache. A repeated prompt would be
@@ -68,11 +69,9 @@ def _missing(evidence: Evidence) -> Iterator[str]:
     """
     required: Iterable[str] = ("successful_requests", "benchmark_args.num_prompts")
     if evidence.ours:
-        latencies = [f"latency_ms.{latency}.{name}" for latency in LATENCIES for name in ("mean", "std", *ORDERED)]
-        required = (*PERFORMANCE, *ARGUMENTS, *latencies)
-        if evidence.count("successful_requests") == 0:
-            # There is no latency to average then, and the count says so already.
-            required = ARGUMENTS
+        # Where no request completed there is nothing to average, and the count says so already.
+        none = evidence.count("successful_requests") == 0
+        required = ARGUMENTS if none else (*PERFORMANCE, *ARGUMENTS, *DISTRIBUTIONS)
     for path in required:
         # TPOT and ITL need two tokens: where requests of one token are allowed, both may be absent.
         of_pace = "tpot" in path or "itl" in path

@@ -19,7 +19,7 @@ import msgspec
 
 from pytest_dsr1.core.baselines import RATIOS, B200Table
 from pytest_dsr1.core.config import Point, Scenario
-from pytest_dsr1.core.samples import LATENCIES, ORDERED, RequestSample
+from pytest_dsr1.core.samples import LATENCIES, ORDERED, Figures, RequestSample
 from pytest_dsr1.core.text import one_line, shown
 
 
@@ -107,21 +107,19 @@ COUNT_OR_ZERO = Figure(whole=True, exact=True, may_be_zero=True)
 _CONSTANT = Figure(exact=True)
 
 
-def _latency(latency: str) -> Figure:
-    """An ITL may be 0: two events that arrive together are read at the same time."""
-    return _MEASURED_OR_ZERO if latency == "itl" else _MEASURED
-
-
 #: Figures of a performance measurement, at the top level of a result; all are absent in mode acc.
 PERFORMANCE: Mapping[str, Figure] = {
+    # An ITL may be 0: two events that arrive together are read at the same time.
+    **{name: _MEASURED_OR_ZERO if "_itl_" in name else _MEASURED for name in Figures.__struct_fields__},
     "successful_requests": COUNT_OR_ZERO,
-    "benchmark_duration": _MEASURED,
     "total_input_tokens": _COUNT,
     "total_generated_tokens": _COUNT,
-    "request_throughput": _MEASURED,
-    "output_throughput": _MEASURED,
-    "total_token_throughput": _MEASURED,
-    **{f"{name}_{latency}_ms": _latency(latency) for latency in LATENCIES for name in ("mean", "median", "p99")},
+}
+#: The values of each distribution; a standard deviation may be 0.
+DISTRIBUTIONS: Mapping[str, Figure] = {
+    f"latency_ms.{latency}.{name}": _MEASURED_OR_ZERO if latency == "itl" or name == "std" else _MEASURED
+    for latency in LATENCIES
+    for name in ("mean", "std", *ORDERED)
 }
 #: Options that figures are checked against.
 ARGUMENTS: Mapping[str, Figure] = {
@@ -135,8 +133,7 @@ ARGUMENTS: Mapping[str, Figure] = {
 FIGURES: Mapping[str, Figure] = {
     **PERFORMANCE,
     **ARGUMENTS,
-    **{f"latency_ms.{latency}.{name}": _latency(latency) for latency in LATENCIES for name in ("mean", *ORDERED)},
-    **{f"latency_ms.{latency}.std": _MEASURED_OR_ZERO for latency in LATENCIES},
+    **DISTRIBUTIONS,
     **{f"latency_ms.{latency}.count": _COUNT for latency in LATENCIES},
     "client.prefix_cache.prompt_tokens": _COUNT,
     "client.prefix_cache.cached_tokens": COUNT_OR_ZERO,

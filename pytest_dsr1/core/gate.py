@@ -214,14 +214,10 @@ def baselines_from_json(text: str, origin: str) -> tuple[AccuracyBaseline, ...]:
 
 
 def baselines_to_json(baselines: Iterable[AccuracyBaseline]) -> str:
-    """The text that `baselines_from_json` reads; floats keep every digit."""
-    document = {"schema": SCHEMA, "version": VERSION, "baselines": msgspec.to_builtins(list(baselines))}
+    """The text that `baselines_from_json` reads; of several baselines for one (model, task) it has the last."""
+    latest = {one.key: one for one in baselines}
+    document = {"schema": SCHEMA, "version": VERSION, "baselines": msgspec.to_builtins(list(latest.values()))}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def merged(baselines: Iterable[AccuracyBaseline], new: AccuracyBaseline) -> tuple[AccuracyBaseline, ...]:
-    """`baselines` with `new` in place of the one with its key, or at the end."""
-    return tuple(({one.key: one for one in baselines} | {new.key: new}).values())
 
 
 def applicable(

@@ -18,7 +18,7 @@ from pytest_dsr1.core.config import Point, Scenario
 from pytest_dsr1.core.evidence import Finding
 from pytest_dsr1.core.gate import Accuracy, MeasuredTask, Verdict
 from pytest_dsr1.core.samples import Distribution, Figures, LatencyMs, LoopLag, SlotIdle
-from pytest_dsr1.core.text import convert, shown
+from pytest_dsr1.core.text import convert, parse_json, shown
 
 # Format history:
 # 1 - the fields of the predecessor, and: schema_version, engine, written, verdict, accuracy_task, server, client,
@@ -169,11 +169,7 @@ class Result(Figures, frozen=True, kw_only=True):
 
         :raises ValueError: Not JSON, of another tool or schema version, or with a wrong field; the message says which.
         """
-        try:
-            document = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            raise ValueError(f"not JSON: {error}") from None
-        return cls.from_fields(document)
+        return cls.from_fields(parse_json(text, "the result"))
 
     @classmethod
     def from_fields(cls, fields: object) -> Result:

@@ -203,12 +203,11 @@ class PointEnd:
 
 @dataclass(slots=True)
 class _Account:
-    """One point: the names of its tests, the outcome of each by its id, and its first failure."""
+    """One point: the names of its tests, the outcome of each by its id, and what failed."""
 
     tests: dict[str, None] = field(default_factory=dict)
     outcomes: dict[str, str] = field(default_factory=dict)
-    failure: PointReport | None = None
-    lost: bool = False
+    failures: list[PointReport] = field(default_factory=list)
     started: bool = False
     ended: bool = False
 
@@ -246,7 +245,7 @@ class Ledger:
     @property
     def any_failed(self) -> bool:
         """Whether a point failed."""
-        return any(account.failure is not None for account in self._accounts.values())
+        return any(account.failures for account in self._accounts.values())
 
     def start(self, nodeid: str) -> tuple[Point, ...]:
         """The points whose first test this is."""
@@ -263,8 +262,7 @@ class Ledger:
             before = account.outcomes[report.nodeid]
             if report.failed:
                 account.outcomes[report.nodeid] = "failed"
-                account.failure = account.failure or report
-                account.lost = account.lost or report.lost
+                account.failures.append(report)
             elif report.outcome == "skipped":
                 account.outcomes[report.nodeid] = "skipped"
             # A set-up that passed says nothing yet; a teardown that passed changes nothing.
@@ -283,14 +281,15 @@ class Ledger:
         left = [point for point, account in self._accounts.items() if account.started and not account.ended]
         return tuple(
             PointEnd(point, Status.INTERRUPTED)
-            if interrupted or self._accounts[point].failure is None
+            if interrupted or not self._accounts[point].failures
             else self._end(point)
             for point in left
         )
 
     def _end(self, point: Point) -> PointEnd:
         account = self._accounts[point]
-        if account.failure is not None:
-            return PointEnd(point, Status.FAILED, account.failure.reason, account.lost)
+        if account.failures:
+            lost = any(report.lost for report in account.failures)
+            return PointEnd(point, Status.FAILED, account.failures[0].reason, lost)
         # Where every test was skipped nothing was measured, so nothing passed.
         return PointEnd(point, Status.PASSED if "passed" in account.outcomes.values() else Status.NOT_RUN)

@@ -19,7 +19,6 @@ from pytest_dsr1.core.gate import (
     baselines_from_json,
     baselines_to_json,
     judge,
-    merged,
 )
 
 MODEL = "amd/DeepSeek-R1-0528-MXFP4-Preview"
@@ -165,7 +164,10 @@ def with_entry(**changes: object) -> str:
         ),
         (with_entry(figures={**dict(FIGURES), "bits_per_byte": True}), "bits_per_byte: expected float, found true"),
         (with_entry(figures={**dict(FIGURES), "bits_per_byte": -1}), "mine.json, baseline 1: bits_per_byte .* is -1"),
-        (baselines_to_json([BASELINE, BASELINE]), "mine.json has two baselines for"),
+        (
+            baselines_to_json([BASELINE, dataclasses.replace(BASELINE, task="x")]).replace('"x"', f'"{TASK}"'),
+            "mine.json has two baselines for",
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_refused_by_name(text: str, complaint: str) -> None:
@@ -185,8 +187,7 @@ def test_recording_replaces_only_the_same_model_and_task() -> None:
     """A file collects baselines of several models."""
     other = dataclasses.replace(BASELINE, model="other")
     again = dataclasses.replace(BASELINE, figures=scaled(1.01))
-    assert merged([BASELINE, other], again) == (again, other)
-    assert merged([other], BASELINE) == (other, BASELINE)
+    assert baselines_from_json(baselines_to_json([BASELINE, other, again]), "file") == (again, other)
 
 
 def test_a_given_baseline_comes_before_a_published_one_except_in_submit_mode() -> None:
