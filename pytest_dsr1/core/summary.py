@@ -211,6 +211,12 @@ class _Account:
     started: bool = False
     ended: bool = False
 
+    def end_of(self, point: Point) -> PointEnd:
+        if self.failures:
+            return PointEnd(point, Status.FAILED, self.failures[0].reason, any(report.lost for report in self.failures))
+        # Where every test was skipped nothing was measured, so nothing passed.
+        return PointEnd(point, Status.PASSED if "passed" in self.outcomes.values() else Status.NOT_RUN)
+
 
 class Ledger:
     """The selected tests of a session, and what has become of their points.
@@ -220,7 +226,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self._accounts: dict[Point, _Account] = {}
-        self._points: dict[str, list[Point]] = {}
 
     def select(self, tests: Iterable[PointTest]) -> None:
         """Add tests, before or during the session."""
@@ -229,9 +234,6 @@ class Ledger:
             account.outcomes.setdefault(test.nodeid, "")
             account.tests[test.name] = None
             account.ended = False
-            points = self._points.setdefault(test.nodeid, [])
-            if test.point not in points:
-                points.append(test.point)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -249,28 +251,24 @@ class Ledger:
 
     def start(self, nodeid: str) -> tuple[Point, ...]:
         """The points whose first test this is."""
-        found = tuple(point for point in self._points.get(nodeid, ()) if not self._accounts[point].started)
-        for point in found:
-            self._accounts[point].started = True
-        return found
+        found = [(point, account) for point, account in self._of(nodeid) if not account.started]
+        for _, account in found:
+            account.started = True
+        return tuple(point for point, _ in found)
 
     def take(self, report: PointReport) -> tuple[PointEnd, ...]:
         """The points that end with this report."""
         ends = []
-        for point in self._points.get(report.nodeid, ()):
-            account = self._accounts[point]
-            before = account.outcomes[report.nodeid]
+        for point, account in self._of(report.nodeid):
             if report.failed:
                 account.outcomes[report.nodeid] = "failed"
                 account.failures.append(report)
-            elif report.outcome == "skipped":
-                account.outcomes[report.nodeid] = "skipped"
             # A set-up that passed says nothing yet; a teardown that passed changes nothing.
-            elif not before and report.outcome == "passed":
-                account.outcomes[report.nodeid] = "passed"
+            elif report.outcome == "skipped" or not account.outcomes[report.nodeid]:
+                account.outcomes[report.nodeid] = report.outcome
             if report.final and all(account.outcomes.values()):
                 account.ended = True
-                ends.append(self._end(point))
+                ends.append(account.end_of(point))
         return tuple(ends)
 
     def close(self, *, interrupted: bool) -> tuple[PointEnd, ...]:
@@ -278,18 +276,11 @@ class Ledger:
 
         :param interrupted: Whether somebody stopped the session: what had failed by then is measured again, too.
         """
-        left = [point for point, account in self._accounts.items() if account.started and not account.ended]
         return tuple(
-            PointEnd(point, Status.INTERRUPTED)
-            if interrupted or not self._accounts[point].failures
-            else self._end(point)
-            for point in left
+            PointEnd(point, Status.INTERRUPTED) if interrupted or not account.failures else account.end_of(point)
+            for point, account in self._accounts.items()
+            if account.started and not account.ended
         )
 
-    def _end(self, point: Point) -> PointEnd:
-        account = self._accounts[point]
-        if account.failures:
-            lost = any(report.lost for report in account.failures)
-            return PointEnd(point, Status.FAILED, account.failures[0].reason, lost)
-        # Where every test was skipped nothing was measured, so nothing passed.
-        return PointEnd(point, Status.PASSED if "passed" in account.outcomes.values() else Status.NOT_RUN)
+    def _of(self, nodeid: str) -> list[tuple[Point, _Account]]:
+        return [(point, account) for point, account in self._accounts.items() if nodeid in account.outcomes]
