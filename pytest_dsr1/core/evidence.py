@@ -152,6 +152,11 @@ class Reading:
     low: float
     high: float
 
+    @property
+    def known(self) -> bool:
+        """Whether the figure is there; one that is not, or is computed from such a one, contradicts nothing."""
+        return self.high < math.inf
+
     @classmethod
     def printed(cls, value: float) -> Reading:
         """The values that round to `value` at the digits it shows.
@@ -169,7 +174,7 @@ class Reading:
         return Reading(self.low * factor, self.high * factor)
 
     def __truediv__(self, other: Reading) -> Reading:
-        return Reading(self.low / other.high, self.high / other.low)
+        return Reading(self.low / other.high, self.high / other.low if other.low else math.inf)
 
     def distance(self, other: Reading) -> float:
         """The smallest possible difference; 0 if both may be the same value."""
@@ -181,6 +186,10 @@ class Reading:
 
     def __format__(self, spec: str) -> str:
         return format((self.low + self.high) / 2, spec)
+
+
+#: A figure that is absent may have any value.
+UNKNOWN = Reading(0.0, math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +250,11 @@ class Evidence:
         value = self.number(path)
         return None if value is None else int(value)
 
-    def reading(self, path: str) -> Reading | None:
-        """The same, with the uncertainty that rounding left."""
+    def reading(self, path: str) -> Reading:
+        """The same, with the uncertainty that rounding left; UNKNOWN in the place of None."""
         value = self.number(path)
         if value is None:
-            return None
+            return UNKNOWN
         exact = self.ours or FIGURES.get(path, _MEASURED_OR_ZERO).exact
         return Reading(value, value) if exact else Reading.printed(self.at(path))
 

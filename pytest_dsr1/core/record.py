@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,7 +27,7 @@ from pytest_dsr1.core.result import (
     SamplesFile,
     Validation,
 )
-from pytest_dsr1.core.samples import LoadRun, Outcome, Performance, summarize
+from pytest_dsr1.core.samples import LoadRun, Performance, summarize
 from pytest_dsr1.core.server import Served
 
 #: Failures that a result quotes: enough to see what went wrong. The raw samples have all of them.
@@ -120,17 +121,17 @@ def make_result(
 def _verdict(
     gate: Verdict, load: LoadRecord | None, findings: Sequence[Finding], performance_due: bool
 ) -> PointVerdict:
-    if gate.status is GateStatus.FAILED:
-        return PointVerdict(status="FAILED", reason=gate.reason)
-    if load is None and performance_due:
-        return PointVerdict(status="UNFINISHED", reason="performance is not measured yet")
     rejecting = [finding for finding in findings if finding.severity is Severity.REJECT]
-    if rejecting:
+    if gate.status is GateStatus.FAILED:
+        reason = gate.reason
+    elif load is None and performance_due:
+        return PointVerdict(status="UNFINISHED", reason="performance is not measured yet")
+    elif rejecting:
         more = f" (and {len(rejecting) - 1} more findings)" if len(rejecting) > 1 else ""
-        return PointVerdict(status="FAILED", reason=f"{rejecting[0].check}: {rejecting[0].message}{more}")
-    if gate.status is GateStatus.NO_BASELINE:
-        return PointVerdict(status="FAILED", reason=gate.reason)
-    return PointVerdict(status="PASSED", reason="")
+        reason = f"{rejecting[0].check}: {rejecting[0].message}{more}"
+    else:
+        reason = gate.reason if gate.status is GateStatus.NO_BASELINE else ""
+    return PointVerdict(status="FAILED" if reason else "PASSED", reason=reason)
 
 
 def _load_fields(
@@ -176,7 +177,6 @@ def _load_fields(
 
 
 def _client(run: LoadRun, performance: Performance | None) -> Client:
-    outcomes = {str(outcome): sum(sample.outcome is outcome for sample in run.samples) for outcome in Outcome}
     failures = (
         f"{kind} {sample.index}: {sample.outcome}: {sample.detail}"
         for kind, samples in (("warm-up", run.warmups), ("request", run.samples))
@@ -186,7 +186,7 @@ def _client(run: LoadRun, performance: Performance | None) -> Client:
     return Client(
         requests=RequestCounts(
             sent=len(run.samples),
-            outcomes={outcome: count for outcome, count in outcomes.items() if count},
+            outcomes=dict(Counter(str(sample.outcome) for sample in run.samples)),
             first_failures=tuple(islice(failures, QUOTED_FAILURES)),
         ),
         reconnects=run.reconnects,
