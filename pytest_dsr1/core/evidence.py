@@ -147,15 +147,14 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A positive figure whose true value lies between `low` and `high`."""
+    """A positive figure whose true value lies between `low` and `high`.
+
+    :param known: Whether it is there; a figure that is not, or that is computed from such a one, contradicts nothing.
+    """
 
     low: float
     high: float
-
-    @property
-    def known(self) -> bool:
-        """Whether the figure is there; one that is not, or is computed from such a one, contradicts nothing."""
-        return self.high < math.inf
+    known: bool = True
 
     @classmethod
     def printed(cls, value: float) -> Reading:
@@ -168,13 +167,14 @@ class Reading:
         return cls(float(value) - half_a_unit, float(value) + half_a_unit)
 
     def __add__(self, other: Reading) -> Reading:
-        return Reading(self.low + other.low, self.high + other.high)
+        return Reading(self.low + other.low, self.high + other.high, self.known and other.known)
 
     def __mul__(self, factor: float) -> Reading:
-        return Reading(self.low * factor, self.high * factor)
+        return Reading(self.low * factor, self.high * factor, self.known)
 
     def __truediv__(self, other: Reading) -> Reading:
-        return Reading(self.low / other.high, self.high / other.low if other.low else math.inf)
+        high = self.high / other.low if other.low else math.inf
+        return Reading(self.low / other.high, high, self.known and other.known)
 
     def distance(self, other: Reading) -> float:
         """The smallest possible difference; 0 if both may be the same value."""
@@ -182,6 +182,8 @@ class Reading:
 
     def agrees(self, other: Reading) -> bool:
         """Whether both may be the same figure, computed in two ways."""
+        if not (self.known and other.known):
+            return True
         return self.distance(other) <= RELATIVE_TOLERANCE * max(self.high, other.high)
 
     def __format__(self, spec: str) -> str:
@@ -189,7 +191,7 @@ class Reading:
 
 
 #: A figure that is absent may have any value.
-UNKNOWN = Reading(0.0, math.inf)
+UNKNOWN = Reading(0.0, math.inf, known=False)
 
 
 @dataclass(frozen=True, slots=True)
