@@ -1,4 +1,4 @@
-"""The batch folder on disk: names of its files, atomic writing, and the one reader of results."""
+"""The batch folder on disk: names of files, atomic writing, reading results."""
 
 from __future__ import annotations
 

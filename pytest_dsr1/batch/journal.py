@@ -37,7 +37,7 @@ class JournalError(ValueError):
 
 
 class _State(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The content of batch.json: the typed options, and engine and model once a server has answered."""
+    """The content of batch.json; engine and model once a server has answered."""
 
     schema_version: int
     options: dict[str, Any]
@@ -61,7 +61,7 @@ class Journal:
     def create(
         cls, reports: Path, scenario: Scenario, mode: Mode, options: Mapping[str, Any], now: Clock = time.time
     ) -> Journal:
-        """Begin a batch without points, in a folder of its own; a second one in the same second gets `_2`.
+        """Begin a batch without points, in a folder of its own.
 
         :raises OSError: The folder cannot be made.
         """
@@ -78,7 +78,7 @@ class Journal:
 
     @classmethod
     def reopen(cls, folder: Path, now: Clock = time.time) -> Journal:
-        """Go on with an interrupted batch: what was measured counts, what was under way does not.
+        """Go on with an interrupted batch; what was measured completely counts.
 
         :raises JournalError: It is no batch folder.
         """
@@ -99,7 +99,7 @@ class Journal:
         return journal
 
     def _adopt_finished(self) -> None:
-        """Count points whose result was on disk when the run was killed, before the summary could say so."""
+        """Count points that have a result, but of which the state does not say so yet."""
         for state in self.batch.points:
             began = state.started if state.status in (Status.STARTED, Status.INTERRUPTED) else None
             result = None if began is None else read_result(self.folder, Point(self.batch.scenario, state.conc))
@@ -108,9 +108,9 @@ class Journal:
                 self.batch = self.batch.with_point(state.ended(Status(result.status), result.written, result.reason))
 
     def select(self, tests: Mapping[int, tuple[str, ...]]) -> None:
-        """Set what belongs to the batch: concurrency to the names of its selected tests, in sweep order.
+        """Set the points of the batch, in sweep order: CONC to the names of its tests.
 
-        Points that are there already keep their state; a point that is left out is forgotten.
+        Points that are there already keep their state; one that is left out is forgotten.
         """
         known = {state.conc: state for state in self.batch.points}
         points = tuple(known.get(conc, PointState(conc=conc, tests=names)) for conc, names in tests.items())
@@ -125,7 +125,7 @@ class Journal:
                 partial.replace(self.folder.parent / "latest")
 
     def lock(self) -> None:
-        """Keep other sessions from resuming this batch, until `unlock` or until this process ends.
+        """Keep other sessions from resuming this batch, until `unlock`.
 
         Writes the state: a crash may have come between a result, the state and the summary.
 
@@ -171,7 +171,7 @@ class Journal:
         self._set(self.batch.point(conc).ended(status, self._now(), reason, lost=lost))
 
     def note(self, line: str, instead_of: str = "") -> None:
-        """Add a line after the summary's last ruler, once; in the place of the one that begins with `instead_of`."""
+        """Add a line at the end of the summary; see `Batch.with_note`."""
         self.batch = self.batch.with_note(line, instead_of)
         self._write()
 
@@ -247,7 +247,7 @@ class Batches:
             journal = Journal.create(config.reports_dir, scenario, config.mode, self._texts(scenario))
             journal.lock()
             if not config.accuracy:
-                journal.note("accuracy off: nobody checked that it is the model")
+                journal.note("accuracy off: it was not checked that the server serves this model")
             if self._served is not None:
                 journal.serve(self._served.engine, self._served.model)
             self._journals[scenario] = journal
@@ -263,7 +263,7 @@ class Batches:
             journal.serve(served.engine, served.model)
 
     def select(self, ledger: Ledger) -> None:
-        """Put the points that have tests into the batches; a resumed batch keeps the points that it has."""
+        """Put the points that have tests into the batches; known ones keep theirs."""
         points = dict.fromkeys((*self._config.points, *ledger.points))
         for scenario in {point.scenario: None for point in ledger.points}:
             self.of(scenario)
@@ -290,7 +290,7 @@ class Batches:
         }
 
     def close(self) -> None:
-        """Let other sessions resume the batches; remove those to which no point was selected."""
+        """Let other sessions resume the batches; remove those without points."""
         self.discard_empty()
         for journal in self:
             journal.unlock()

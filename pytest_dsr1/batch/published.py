@@ -1,4 +1,4 @@
-"""The baselines that travel with the code, and those that a user names, read from their files."""
+"""Reads the baselines that are packaged, and those that a user names."""
 
 from __future__ import annotations
 

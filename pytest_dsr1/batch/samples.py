@@ -1,6 +1,7 @@
-"""Raw samples of one point in one compact file: statistics can be computed again, a run cannot be repeated.
+"""The raw samples of one point in one compact file.
 
-A NumPy archive without pickles. One row per request, warm-ups first (`warmup`), in order of sending:
+Statistics can be computed again from it. A NumPy archive without pickles. One row per request, warm-ups first
+(`warmup`), in order of sending:
 `index`, `slot`, `requested_input_tokens`, `requested_output_tokens`, `prompt_tokens`, `generated_tokens`,
 `cached_tokens` (-1: not told), `sent_ns` (since the first send of the file), `idle_ns`, `outcome`, `detail`, `events`
 (how many); and `event_gap_ns`, one value per event of all requests in a row: the first event's distance from `sent_ns`,

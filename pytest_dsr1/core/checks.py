@@ -96,7 +96,7 @@ def _failures(evidence: Evidence, completed: int | None) -> Iterator[Finding]:
 
 def _without_pace(evidence: Evidence) -> Iterator[Finding]:
     """Answers of several tokens that were read at one moment, so TPOT is unknown."""
-    paced = [one for one in evidence.samples or () if one.ok and (one.generated_tokens or 0) > 1]
+    paced = [one for one in evidence.samples if one.ok and (one.generated_tokens or 0) > 1]
     at_once = sum(len(one.event_ns) > 0 and one.event_ns[0] == one.event_ns[-1] for one in paced)
     if at_once:
         yield reject(
@@ -108,14 +108,13 @@ def _without_pace(evidence: Evidence) -> Iterator[Finding]:
 
 def _output_lengths(evidence: Evidence, completed: int | None) -> Iterator[Finding]:
     """The length of each output, if there are samples, and the total of all."""
-    if evidence.samples is not None:
-        wrong = [
-            f"request {sample.index} generated {sample.generated_tokens} tokens of {sample.requested_output_tokens}"
-            for sample in evidence.samples
-            if sample.ok and sample.generated_tokens != sample.requested_output_tokens
-        ]
-        if wrong:
-            yield reject("h1", f"{len(wrong)} outputs do not have the requested length: {_some(wrong)}")
+    wrong = [
+        f"request {sample.index} generated {sample.generated_tokens} tokens of {sample.requested_output_tokens}"
+        for sample in evidence.samples
+        if sample.ok and sample.generated_tokens != sample.requested_output_tokens
+    ]
+    if wrong:
+        yield reject("h1", f"{len(wrong)} outputs do not have the requested length: {_some(wrong)}")
 
     generated = evidence.count("total_generated_tokens")
     longest = evidence.count("benchmark_args.random_output_len")
@@ -137,7 +136,7 @@ def h4_times(evidence: Evidence) -> Iterator[Finding]:
     """
     wrong = [
         f"request {sample.index} {problem}"
-        for sample in evidence.samples or ()
+        for sample in evidence.samples
         if sample.ok and (problem := _disorder(sample))
     ]
     if wrong:
@@ -211,7 +210,7 @@ def check_result(
     """
     if not isinstance(result, Mapping):
         return (reject("h1", f"a result is a JSON object, found {shown(result)}"),)
-    evidence = Evidence(result, samples, b200)
+    evidence = Evidence(result, samples or (), b200)
     return (*(finding for check in CHECKS for finding in check(evidence)), *_findings_of(more, evidence))
 
 

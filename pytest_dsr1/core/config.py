@@ -89,7 +89,7 @@ SPACES: Mapping[Scenario, str] = {
 
 
 def scenarios_of(text: str) -> tuple[Scenario, ...]:
-    """Scenarios as `--scenario` takes them: `ISL/OSL[,ISL/OSL...]`, or `all` for the competition's three.
+    """Scenarios as `--scenario` takes them: `ISL/OSL[,ISL/OSL...]`, or `all`.
 
     :raises ValueError: It is not of this form, a length is below 1, or a scenario is there twice.
     """

@@ -199,12 +199,12 @@ class Evidence:
     """Everything that is known about one measurement.
 
     :param result: The parsed result file, as it is: use `number`, `count` and `reading` to get figures from it.
-    :param samples: The measured requests; None where the raw samples are not available.
+    :param samples: The measured requests; empty where the raw samples are not available.
     :param b200: The published baselines; None where they are not available.
     """
 
     result: Mapping[str, Any]
-    samples: Sequence[RequestSample] | None = None
+    samples: Sequence[RequestSample] = ()
     b200: B200Table | None = None
 
     @property

@@ -214,7 +214,7 @@ def baselines_from_json(text: str, origin: str) -> tuple[AccuracyBaseline, ...]:
 
 
 def baselines_to_json(baselines: Iterable[AccuracyBaseline]) -> str:
-    """The text that `baselines_from_json` reads; of several baselines for one (model, task) it has the last."""
+    """The text of a file; of several baselines for one (model, task), the last."""
     latest = {one.key: one for one in baselines}
     document = {"schema": SCHEMA, "version": VERSION, "baselines": msgspec.to_builtins(list(latest.values()))}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

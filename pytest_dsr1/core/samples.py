@@ -1,4 +1,4 @@
-"""Raw samples, the times of each request on one clock, and the statistics that are derived from them.
+"""Raw samples of requests, and the statistics that are derived from them.
 
 Times are integers in nanoseconds of `time.perf_counter_ns`, until a statistic is returned as a Python float.
 Definitions are those of SGLang's `bench_serving`, so that figures compare with published ones: percentiles are linearly

@@ -113,9 +113,10 @@ class Served:
 
 
 def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """Differences of two `server` objects that show another server, or other arguments of the same one.
+    """Differences that show another server, or other arguments of the same one.
 
-    A field that only one of them has is not a change: /server_info may have failed once, or report more than before.
+    Compares the `server` objects of two results. A field that only one of them has is not a change: /server_info may
+    have failed once, or report more than before.
     """
     one, other = _identity(before), _identity(after)
     return tuple(

@@ -1,4 +1,4 @@
-"""From the reports of tests to the states of points, and to the text of summary.txt.
+"""From the reports of tests to the states of points, and to summary.txt.
 
 A point has several tests, and a test of a user's own may measure several points.
 """
@@ -203,7 +203,7 @@ class PointEnd:
 
 @dataclass(slots=True)
 class _Account:
-    """One point: the names of its tests, the outcome of each by its id, and what failed."""
+    """One point: names of its tests, outcomes by test id, and what failed."""
 
     tests: dict[str, None] = field(default_factory=dict)
     outcomes: dict[str, str] = field(default_factory=dict)
