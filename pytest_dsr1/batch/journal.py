@@ -95,17 +95,15 @@ class Journal:
         journal = cls(folder, state.batch, state.options, now)
         if state.engine and state.model:
             journal._served = state.engine, state.model
-        journal._adopt_finished()
-        return journal
-
-    def _adopt_finished(self) -> None:
-        """Count points that have a result, but of which the state does not say so yet."""
-        for state in self.batch.points:
-            began = state.started if state.status in (Status.STARTED, Status.INTERRUPTED) else None
-            result = None if began is None else read_result(self.folder, Point(self.batch.scenario, state.conc))
+        # A result counts, too, that was written when the state did not say so yet.
+        for point in state.batch.points:
+            began = point.started if point.status in (Status.STARTED, Status.INTERRUPTED) else None
+            result = None if began is None else read_result(folder, Point(state.batch.scenario, point.conc))
             # An earlier result is the one that this start of the point was to replace.
             if result is not None and result.status is not None and began is not None and result.written >= began:
-                self.batch = self.batch.with_point(state.ended(Status(result.status), result.written, result.reason))
+                ended = point.ended(Status(result.status), result.written, result.reason)
+                journal.batch = journal.batch.with_point(ended)
+        return journal
 
     def select(self, tests: Mapping[int, tuple[str, ...]]) -> None:
         """Set the points of the batch, in sweep order: CONC to the names of its tests.
