@@ -89,13 +89,10 @@ def result_of(
     """The result file of `run`, with the keys that checks read."""
     performance = summarize(run)
     assert performance is not None
-    run_throughput = performance.figures.total_token_throughput or 0.0
     result: dict[str, Any] = {
         "schema_version": 1,
         "engine": "external",
-        **msgspec.to_builtins(performance.figures),
-        "total_generated_tokens": performance.total_generated_tokens,
-        "latency_ms": msgspec.to_builtins(performance.latency_ms),
+        **msgspec.to_builtins(performance),
         "benchmark_args": {
             "random_input_len": isl,
             "random_output_len": osl,
@@ -105,15 +102,13 @@ def result_of(
             "request_rate": "inf",
         },
         "server": {"num_gpus": num_gpus, "num_gpus_source": "server"},
-        "tput_per_gpu": run_throughput / num_gpus,
+        "tput_per_gpu": (performance.total_token_throughput or 0.0) / num_gpus,
         "client": {
             "requests": {"sent": run.num_prompts, "outcomes": {"ok": len(run.completed)}},
             "aborted": "",
             "prefix_cache": {"requests_told": 1, "prompt_tokens": isl, "cached_tokens": 0},
         },
     }
-    if performance.interactivity is not None:
-        result["interactivity"] = performance.interactivity
     if row is not None:
         result |= msgspec.to_builtins(compare(result, row))
     return result

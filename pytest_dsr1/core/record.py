@@ -164,10 +164,8 @@ def _load_fields(
     }
     if performance is None:
         return {"successful_requests": 0, **fields}
-    fields |= msgspec.structs.asdict(performance.figures)
-    fields["total_generated_tokens"] = performance.total_generated_tokens
-    fields["interactivity"] = performance.interactivity
-    fields["latency_ms"] = performance.latency_ms
+    measured = msgspec.structs.asdict(performance)
+    fields |= {name: value for name, value in measured.items() if name in Result.__struct_fields__}
     if served.num_gpus is not None:
         fields["tput_per_gpu"] = fields["total_token_throughput"] / served.num_gpus
     if (row := b200.row(point)) is not None:

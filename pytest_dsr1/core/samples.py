@@ -206,8 +206,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     p99_e2el_ms: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Performance:
+class Performance(Figures, frozen=True, kw_only=True):
     """All that is computed from one load run.
 
     :param interactivity: Tokens per second and user, 1000 / median TPOT; None without a TPOT above 0.
@@ -216,12 +215,11 @@ class Performance:
     :param slot_idle_ms: None if no slot carried a second request.
     """
 
-    figures: Figures
     total_generated_tokens: int
-    interactivity: float | None
+    interactivity: float | None = None
     latency_ms: LatencyMs
     slots_busy: float
-    slot_idle_ms: SlotIdle | None
+    slot_idle_ms: SlotIdle | None = None
 
 
 def summarize(run: LoadRun) -> Performance | None:
@@ -272,15 +270,13 @@ def summarize(run: LoadRun) -> Performance | None:
         for name, value in (("mean", known.mean), ("median", known.p50), ("p99", known.p99))
     }
     return Performance(
-        figures=Figures(
-            successful_requests=len(samples),
-            benchmark_duration=duration_s,
-            total_input_tokens=input_tokens,
-            request_throughput=len(samples) / duration_s,
-            output_throughput=generated_tokens / duration_s,
-            total_token_throughput=(input_tokens + generated_tokens) / duration_s,
-            **flat,
-        ),
+        successful_requests=len(samples),
+        benchmark_duration=duration_s,
+        total_input_tokens=input_tokens,
+        request_throughput=len(samples) / duration_s,
+        output_throughput=generated_tokens / duration_s,
+        total_token_throughput=(input_tokens + generated_tokens) / duration_s,
+        **flat,
         total_generated_tokens=generated_tokens,
         interactivity=1000.0 / latency_ms.tpot.p50 if latency_ms.tpot and latency_ms.tpot.p50 else None,
         latency_ms=latency_ms,
