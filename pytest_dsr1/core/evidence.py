@@ -68,7 +68,7 @@ RELATIVE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class ValidRange:
     """The valid values of one figure: finite, above 0, and within these bounds.
 
     :param whole: An integer, even if it is written as 4.0.
@@ -100,15 +100,15 @@ class Figure:
         return None
 
 
-_MEASURED = Figure()
-_MEASURED_OR_ZERO = Figure(may_be_zero=True)
-_COUNT = Figure(whole=True, exact=True)
-COUNT_OR_ZERO = Figure(whole=True, exact=True, may_be_zero=True)
-_CONSTANT = Figure(exact=True)
+_MEASURED = ValidRange()
+_MEASURED_OR_ZERO = ValidRange(may_be_zero=True)
+_COUNT = ValidRange(whole=True, exact=True)
+COUNT_OR_ZERO = ValidRange(whole=True, exact=True, may_be_zero=True)
+_CONSTANT = ValidRange(exact=True)
 
 
 #: Figures of a performance measurement, at the top level of a result; all are absent in mode acc.
-PERFORMANCE: Mapping[str, Figure] = {
+PERFORMANCE: Mapping[str, ValidRange] = {
     # An ITL may be 0: two events that arrive together are read at the same time.
     **{name: _MEASURED_OR_ZERO if "_itl_" in name else _MEASURED for name in Figures.__struct_fields__},
     "successful_requests": COUNT_OR_ZERO,
@@ -116,28 +116,28 @@ PERFORMANCE: Mapping[str, Figure] = {
     "total_generated_tokens": _COUNT,
 }
 #: The values of each distribution; a standard deviation may be 0.
-DISTRIBUTIONS: Mapping[str, Figure] = {
+DISTRIBUTIONS: Mapping[str, ValidRange] = {
     f"latency_ms.{latency}.{name}": _MEASURED_OR_ZERO if latency == "itl" or name == "std" else _MEASURED
     for latency in LATENCIES
     for name in ("mean", "std", *ORDERED)
 }
 #: Options that figures are checked against.
-ARGUMENTS: Mapping[str, Figure] = {
+ARGUMENTS: Mapping[str, ValidRange] = {
     "benchmark_args.random_input_len": _COUNT,
     "benchmark_args.random_output_len": _COUNT,
-    "benchmark_args.random_range_ratio": Figure(exact=True, may_be_zero=True, at_most=1.0),
+    "benchmark_args.random_range_ratio": ValidRange(exact=True, may_be_zero=True, at_most=1.0),
     "benchmark_args.num_prompts": _COUNT,
     "benchmark_args.max_concurrency": _COUNT,
 }
 #: Every figure that a check reads, by its dotted path.
-FIGURES: Mapping[str, Figure] = {
+FIGURES: Mapping[str, ValidRange] = {
     **PERFORMANCE,
     **ARGUMENTS,
     **DISTRIBUTIONS,
     **{f"latency_ms.{latency}.count": _COUNT for latency in LATENCIES},
     "client.prefix_cache.prompt_tokens": _COUNT,
     "client.prefix_cache.cached_tokens": COUNT_OR_ZERO,
-    "server.num_gpus": Figure(whole=True, exact=True, nullable=True),
+    "server.num_gpus": ValidRange(whole=True, exact=True, nullable=True),
     "tput_per_gpu": _MEASURED,
     "interactivity": _MEASURED,
     **dict.fromkeys(RATIOS, _MEASURED),

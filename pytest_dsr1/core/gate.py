@@ -146,7 +146,7 @@ def judge(figures: AccuracyFigures, baseline: AccuracyBaseline | None, *, model:
 
     :param baseline: That of (model, task); None, if there is none, gives the verdict NO BASELINE.
     """
-    status, reason = _compare(figures, baseline, f"({model}, {task})")
+    status, reason = _status_and_reason(figures, baseline, f"({model}, {task})")
     if baseline is None:
         return Verdict(status=status, reason=reason)
     return Verdict(
@@ -158,7 +158,7 @@ def judge(figures: AccuracyFigures, baseline: AccuracyBaseline | None, *, model:
     )
 
 
-def _compare(figures: AccuracyFigures, baseline: AccuracyBaseline | None, key: str) -> tuple[GateStatus, str]:
+def _status_and_reason(figures: AccuracyFigures, baseline: AccuracyBaseline | None, key: str) -> tuple[GateStatus, str]:
     if broken := [f"{name} is {value}" for name, value in figures if not math.isfinite(value)]:
         return GateStatus.FAILED, f"accuracy gate: {broken[0]}"
     if baseline is None:

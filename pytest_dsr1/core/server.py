@@ -79,6 +79,23 @@ class Served:
         object.__setattr__(self, "url", self.url.rstrip("/"))
         object.__setattr__(self, "model", _encodable(self.model))
 
+    @classmethod
+    def from_answers(cls, url: str, model: str, info: Mapping[str, Any], tp: int | None = None) -> Served:
+        """What a server is by its own answers.
+
+        :param tp: `--tp` as typed. Used, and marked as assumed, only where the server does not report its GPUs.
+        """
+        reference = info.get("engine") == REFERENCE_ENGINE
+        num_gpus = 1 if reference else count_gpus(info)
+        return cls(
+            url=url,
+            model=model,
+            engine="reference" if reference else "external",
+            info=info,
+            num_gpus=tp if num_gpus is None else num_gpus,
+            num_gpus_source="server" if num_gpus is not None else "unknown" if tp is None else "assumed",
+        )
+
     @property
     def names(self) -> tuple[str, ...]:
         """Folders, or names at the hub, that may have the model's files; each once.
@@ -160,23 +177,6 @@ def server_problem(config: SweepConfig, why: str, *, reference: bool, gpus_known
     if not gpus_known:
         return "mode submit needs a throughput per GPU, and the server does not say how many GPUs it has; type --tp N"
     return ""
-
-
-def describe(url: str, model: str, info: Mapping[str, Any], tp: int | None = None) -> Served:
-    """A `Served` from a server's answers.
-
-    :param tp: `--tp` as typed. Used, and marked as assumed, only where the server does not report its GPUs.
-    """
-    reference = info.get("engine") == REFERENCE_ENGINE
-    num_gpus = 1 if reference else count_gpus(info)
-    return Served(
-        url=url,
-        model=model,
-        engine="reference" if reference else "external",
-        info=info,
-        num_gpus=tp if num_gpus is None else num_gpus,
-        num_gpus_source="server" if num_gpus is not None else "unknown" if tp is None else "assumed",
-    )
 
 
 def count_gpus(info: Mapping[str, Any]) -> int | None:
