@@ -33,7 +33,7 @@ Clock: TypeAlias = Callable[[], float]
 
 
 class JournalError(ValueError):
-    """A folder that is no batch, or one of another version."""
+    """A batch that cannot be resumed or measured; the message says why."""
 
 
 class _State(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -136,7 +136,7 @@ class PointVerdict(_Object, frozen=True, kw_only=True):
 
 
 class Result(Figures, frozen=True, kw_only=True):
-    """A result file: the flat figures, then these."""
+    """A result file. It begins with the flat figures."""
 
     benchmark_args: BenchmarkArgs | None = None
     total_generated_tokens: int | None = None

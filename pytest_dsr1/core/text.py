@@ -1,9 +1,10 @@
-"""Texts for messages: a value, a reason, a duration, what is wrong with a file."""
+"""Texts for messages; JSON that is read, with messages about what is wrong."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -60,13 +61,8 @@ def duration(seconds: float) -> str:
 
 
 def repeated(values: Iterable[H]) -> H | None:
-    """The first value that was there before; None if all differ."""
-    seen: set[H] = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
+    """A value that is there twice; None if all differ."""
+    return next((value for value, count in Counter(values).items() if count > 1), None)
 
 
 def parse_json(text: str, name: str) -> Any:
