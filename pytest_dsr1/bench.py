@@ -29,7 +29,6 @@ from pytest_dsr1.core.gate import (
     GateStatus,
     MeasuredTask,
     Verdict,
-    applicable,
     baselines_to_json,
     judge,
 )
@@ -193,24 +192,20 @@ class Visit:
             bench.look_after(error)
             reason = first_line(bench.lost) or f"accuracy: {error}"
             return AccuracyRecord(verdict=Verdict(status=GateStatus.FAILED, reason=reason))
-        verdict = self._judge(figures, measured.task)
+        verdict = judge(
+            figures,
+            model=self.before.model,
+            task=measured.task,
+            published=published_baselines(),
+            given=given_baselines(config.accuracy_baseline),
+            submit=config.mode is Mode.SUBMIT,
+        )
         if changes:
             reason = f"the server changed while accuracy was measured: {'; '.join(changes)}"
             verdict = msgspec.structs.replace(verdict, status=GateStatus.FAILED, reason=reason)
         elif config.record_accuracy_baseline is not None:
             _record_baseline(config.record_accuracy_baseline, self.before, figures, measured)
         return AccuracyRecord(verdict=verdict, figures=figures, task=measured)
-
-    def _judge(self, figures: AccuracyFigures, task: str) -> Verdict:
-        config, model = self._bench.config, self.before.model
-        baseline = applicable(
-            model,
-            task,
-            published=published_baselines(),
-            given=given_baselines(config.accuracy_baseline),
-            submit=config.mode is Mode.SUBMIT,
-        )
-        return judge(figures, baseline, model=model, task=task)
 
     # -- load ---------------------------------------------------------------------------------------------------------
 

@@ -138,14 +138,27 @@ class MeasuredTask(msgspec.Struct, frozen=True, kw_only=True):
 NOT_RUN = Verdict(status=GateStatus.NOT_RUN, reason="accuracy off")
 
 
-def judge(figures: AccuracyFigures, baseline: AccuracyBaseline | None, *, model: str, task: str) -> Verdict:
+def judge(
+    figures: AccuracyFigures,
+    *,
+    model: str,
+    task: str,
+    published: Iterable[AccuracyBaseline],
+    given: Iterable[AccuracyBaseline] = (),
+    submit: bool = False,
+) -> Verdict:
     """Compare the figures of (model, task) with their baseline.
 
     Each figure must lie within TOLERANCE of the baseline's, bounds included. A figure that is too good fails as well:
     serving does not improve a model, so the measurement is wrong. A failure names the figure that is furthest outside.
+    Without a baseline for (model, task) the verdict is NO BASELINE.
 
-    :param baseline: That of (model, task); None, if there is none, gives the verdict NO BASELINE.
+    :param published: The project's own baselines.
+    :param given: Those of `--accuracy-baseline`. They are preferred, except where results are submitted: a leaderboard
+        compares with the published figures.
     """
+    first, second = (published, given) if submit else (given, published)
+    baseline = next((one for one in (*first, *second) if one.key == (model, task)), None)
     status, reason = _status_and_reason(figures, baseline, f"({model}, {task})")
     if baseline is None:
         return Verdict(status=status, reason=reason)
@@ -218,21 +231,3 @@ def baselines_to_json(baselines: Iterable[AccuracyBaseline]) -> str:
     latest = {one.key: one for one in baselines}
     document = {"schema": SCHEMA, "version": VERSION, "baselines": msgspec.to_builtins(list(latest.values()))}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def applicable(
-    model: str,
-    task: str,
-    *,
-    published: Iterable[AccuracyBaseline],
-    given: Iterable[AccuracyBaseline] = (),
-    submit: bool = False,
-) -> AccuracyBaseline | None:
-    """The baseline for (model, task); None if there is none.
-
-    :param published: The project's own.
-    :param given: Those of `--accuracy-baseline`. They are preferred, except where results are submitted: a leaderboard
-        compares with the published figures.
-    """
-    first, second = (published, given) if submit else (given, published)
-    return next((one for one in (*first, *second) if one.key == (model, task)), None)

@@ -19,7 +19,6 @@ from pytest_dsr1.core.gate import (
     AccuracyFigures,
     MeasuredTask,
     Verdict,
-    applicable,
     baselines_from_json,
     baselines_to_json,
     judge,
@@ -54,8 +53,7 @@ def published() -> AccuracyBaseline:
 
 def judged(measurement: Measured, baseline: AccuracyBaseline) -> Verdict:
     figures, measured_on = measurement
-    found = applicable(baseline.model, measured_on.task, published=[baseline])
-    return judge(figures, found, model=baseline.model, task=measured_on.task)
+    return judge(figures, model=baseline.model, task=measured_on.task, published=[baseline])
 
 
 class TestModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,6 @@ from pytest_dsr1.core.gate import (
     AccuracyFigures,
     GateStatus,
     Verdict,
-    applicable,
     baselines_from_json,
     baselines_to_json,
     judge,
@@ -38,7 +38,7 @@ baselines = st.builds(
 
 
 def judged(figures: AccuracyFigures, baseline: AccuracyBaseline | None = BASELINE) -> Verdict:
-    return judge(figures, baseline, model=MODEL, task=TASK)
+    return judge(figures, model=MODEL, task=TASK, published=[] if baseline is None else [baseline])
 
 
 def scaled(by: float, *names: str) -> AccuracyFigures:
@@ -190,15 +190,20 @@ def test_recording_replaces_only_the_same_model_and_task() -> None:
     assert baselines_from_json(baselines_to_json([BASELINE, other, again]), "file") == (again, other)
 
 
+def source(task: str = TASK, model: str = MODEL, **baselines: Any) -> str | None:
+    """Where the baseline that is compared with comes from."""
+    return judge(FIGURES, model=model, task=task, **baselines).baseline_source
+
+
 def test_a_given_baseline_comes_before_a_published_one_except_in_submit_mode() -> None:
     """What is submitted is judged by what is published."""
     mine = dataclasses.replace(BASELINE, source="mine")
-    assert applicable(MODEL, TASK, published=[BASELINE], given=[mine]) is mine
-    assert applicable(MODEL, TASK, published=[BASELINE], given=[mine], submit=True) is BASELINE
-    assert applicable(MODEL, TASK, published=[], given=[mine], submit=True) is mine
+    assert source(published=[BASELINE], given=[mine]) == "mine"
+    assert source(published=[BASELINE], given=[mine], submit=True) == "published"
+    assert source(published=[], given=[mine], submit=True) == "mine"
 
 
 def test_a_baseline_holds_for_its_model_and_its_task_only() -> None:
     """The first N documents, say, are another task."""
-    assert applicable(MODEL, f"{TASK}[:5]", published=[BASELINE]) is None
-    assert applicable("other", TASK, published=[BASELINE]) is None
+    assert source(f"{TASK}[:5]", published=[BASELINE]) is None
+    assert source(model="other", published=[BASELINE]) is None

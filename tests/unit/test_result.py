@@ -55,8 +55,9 @@ TASK = MeasuredTask(
 
 def accuracy(figures: AccuracyFigures = FIGURES, *, baseline: bool = True) -> AccuracyRecord:
     """What the gate says of `figures`."""
-    known = AccuracyBaseline("model", "task", FIGURES, "published") if baseline else None
-    return AccuracyRecord(verdict=judge(figures, known, model="model", task="task"), figures=figures, task=TASK)
+    published = [AccuracyBaseline("model", "task", FIGURES, "published")] if baseline else []
+    verdict = judge(figures, model="model", task="task", published=published)
+    return AccuracyRecord(verdict=verdict, figures=figures, task=TASK)
 
 
 def result(load: LoadRecord | None = LOAD, gate: AccuracyRecord | None = None, **changed: Any) -> Result:
