@@ -42,13 +42,12 @@ def h1_complete(evidence: Evidence) -> Iterator[Finding]:
     completed = evidence.count("successful_requests")
     yield from _failures(evidence, completed)
     yield from _without_pace(evidence)
-    problems = [*evidence.not_finite()]
-    if evidence.has_performance:
-        problems += evidence.problems()
+    # In mode acc performance is not measured.
+    measured = any(key in evidence.result for key in (*PERFORMANCE, "latency_ms", "tput_per_gpu", "interactivity"))
     # Both may report the same NaN, in the same words.
-    for problem in dict.fromkeys(problems):
+    for problem in dict.fromkeys((*evidence.not_finite(), *(evidence.problems() if measured else ()))):
         yield reject("h1", problem)
-    if not evidence.has_performance:
+    if not measured:
         return
 
     asked = evidence.count("benchmark_args.num_prompts")

@@ -216,11 +216,6 @@ class Evidence:
         return "schema_version" in self.result
 
     @property
-    def has_performance(self) -> bool:
-        """Whether performance was measured; in mode acc it is not."""
-        return any(key in self.result for key in (*PERFORMANCE, "latency_ms", "tput_per_gpu", "interactivity"))
-
-    @property
     def point(self) -> Point | None:
         """The configuration that the result names; None where it names none."""
         isl, osl, conc = (
