@@ -7,12 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate, warm_up_imports
+import msgspec
+
+from pytest_dsr1.accuracy import evaluate, warm_up_imports
 from pytest_dsr1.accuracy.documents import AccuracyError, AccuracyTask, task_for
 from pytest_dsr1.accuracy.tokenizer import Tokenizer, VocabSize, VocabularyError, find_tokenizer, find_vocab_size
 from pytest_dsr1.batch import read_result, result_path, samples_path, write_atomically
@@ -20,12 +22,20 @@ from pytest_dsr1.batch.published import b200_table, given_baselines, published_b
 from pytest_dsr1.batch.samples import samples_to_bytes
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.evidence import Check
-from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, GateStatus, Verdict, applicable, baselines_to_json, judge
-from pytest_dsr1.core.gate import merged as with_baseline
+from pytest_dsr1.core.gate import (
+    NOT_RUN,
+    AccuracyBaseline,
+    AccuracyFigures,
+    GateStatus,
+    MeasuredTask,
+    Verdict,
+    baselines_to_json,
+    judge,
+)
 from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
-from pytest_dsr1.core.result import Result
+from pytest_dsr1.core.result import Result, SamplesFile
 from pytest_dsr1.core.samples import LoadRun
-from pytest_dsr1.core.server import Served, identity_changes
+from pytest_dsr1.core.server import Served, changes_between
 from pytest_dsr1.core.text import first_line
 from pytest_dsr1.load.closed_loop import run_point
 from pytest_dsr1.load.prompts import PromptPlan, plan_prompts
@@ -170,32 +180,26 @@ class Visit:
             task, tokenizer = bench.accuracy_source
             bench.server.flush_cache()
             with bench.progress.accuracy(self.point) as report:
-                measured = evaluate(task, self.before, tokenizer, self.point.conc, progress=report)
-            changes = identity_changes(self.before, bench.server.inspect())
+                figures, measured = evaluate(task, self.before, tokenizer, self.point.conc, progress=report)
+            changes = changes_between(self.before.to_fields(), bench.server.inspect().to_fields())
         except (AccuracyError, VocabularyError, ServerError) as error:
             bench.look_after(error)
             reason = first_line(bench.lost) or f"accuracy: {error}"
-            return AccuracyRecord(verdict=Verdict(GateStatus.FAILED, reason))
-        verdict = self._judge(measured)
-        if changes:
-            reason = f"the server changed while accuracy was measured: {'; '.join(changes)}"
-            verdict = replace(verdict, status=GateStatus.FAILED, reason=reason)
-        elif config.record_accuracy_baseline is not None:
-            _record_baseline(config.record_accuracy_baseline, self.before, measured)
-        details = asdict(measured)
-        del details["figures"]
-        return AccuracyRecord(verdict=verdict, figures=measured.figures, details=details)
-
-    def _judge(self, measured: AccuracyMeasurement) -> Verdict:
-        config, model = self._bench.config, self.before.model
-        baseline = applicable(
-            model,
-            measured.task,
+            return AccuracyRecord(verdict=Verdict(status=GateStatus.FAILED, reason=reason))
+        verdict = judge(
+            figures,
+            model=self.before.model,
+            task=measured.task,
             published=published_baselines(),
             given=given_baselines(config.accuracy_baseline),
             submit=config.mode is Mode.SUBMIT,
         )
-        return judge(measured.figures, baseline, model=model, task=measured.task)
+        if changes:
+            reason = f"the server changed while accuracy was measured: {'; '.join(changes)}"
+            verdict = msgspec.structs.replace(verdict, status=GateStatus.FAILED, reason=reason)
+        elif config.record_accuracy_baseline is not None:
+            _record_baseline(config.record_accuracy_baseline, self.before, figures, measured)
+        return AccuracyRecord(verdict=verdict, figures=figures, task=measured)
 
     # -- load ---------------------------------------------------------------------------------------------------------
 
@@ -236,12 +240,12 @@ class Visit:
             bench.look_after(None)
         if not bench.lost:
             try:
-                return identity_changes(self.before, bench.server.inspect())
+                return changes_between(self.before.to_fields(), bench.server.inspect().to_fields())
             except ServerError as error:
                 bench.look_after(error)
         return ()
 
-    def _keep_samples(self, run: LoadRun) -> tuple[str, str] | None:
+    def _keep_samples(self, run: LoadRun) -> SamplesFile | None:
         path = samples_path(self._bench.folder_of(self.point), self.point)
         content = samples_to_bytes(run)
         try:
@@ -250,7 +254,7 @@ class Visit:
             # The figures are worth more than the times that they were made of.
             warnings.warn(f"{path} cannot be written ({error.strerror}); the result has no raw samples", stacklevel=2)
             return None
-        return path.name, hashlib.sha256(content).hexdigest()
+        return SamplesFile(file=path.name, sha256=hashlib.sha256(content).hexdigest())
 
     # -- result -------------------------------------------------------------------------------------------------------
 
@@ -279,11 +283,11 @@ class Visit:
         return result
 
 
-def _record_baseline(path: Path, served: Served, measured: AccuracyMeasurement) -> None:
+def _record_baseline(path: Path, served: Served, figures: AccuracyFigures, measured: MeasuredTask) -> None:
     known = given_baselines(path) if path.exists() else ()
     source = (
         f"measured {time.strftime('%Y-%m-%d')} at CONC {measured.concurrency} on {served.engine} "
         f"with pytest --record-accuracy-baseline, ids by {measured.tokenizer}"
     )
-    new = AccuracyBaseline(served.model, measured.task, measured.figures, source)
-    write_atomically(path, baselines_to_json(with_baseline(known, new)))
+    new = AccuracyBaseline(served.model, measured.task, figures, source)
+    write_atomically(path, baselines_to_json([*known, new]))

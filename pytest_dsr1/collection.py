@@ -202,7 +202,7 @@ def _measures_load(item: pytest.Item) -> bool:
 
 
 def _remarks(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> dict[str, Any]:
-    """What the session wants to know of a report: see `core.ledger.PointReport`."""
+    """What the session wants to know of a report: see `core.summary.PointReport`."""
     if call.excinfo is None or report.passed:
         return {}
     error = call.excinfo.value

@@ -244,7 +244,7 @@ def record_benchmark_row(
     request: pytest.FixtureRequest, point: Point, run: LoadRun, figures: Mapping[str, float]
 ) -> None:
     """Give the E2E latencies to pytest-benchmark, unless the test uses it itself."""
-    durations_s = [(sample.last_ns - sample.sent_ns) / 1e9 for sample in run.completed if sample.last_ns is not None]
+    durations_s = [int(sample.event_ns[-1] - sample.sent_ns) / 1e9 for sample in run.completed]
     used = "benchmark" in request.fixturenames
     if not durations_s or used or not request.config.pluginmanager.hasplugin("benchmark"):
         return

@@ -10,8 +10,7 @@ import msgspec
 import numpy as np
 
 from pytest_dsr1.core.baselines import B200Row, compare
-from pytest_dsr1.core.samples import LoadRun, LoopLag, Outcome, RequestSample
-from pytest_dsr1.core.statistics import summarize
+from pytest_dsr1.core.samples import LoadRun, LoopLag, Outcome, RequestSample, summarize
 
 MS = 1_000_000
 START_NS = 7_000_000_000_000
@@ -57,7 +56,7 @@ def run_of(*samples: RequestSample, concurrency: int = 1) -> LoadRun:
         num_prompts=len(samples),
         cpu_s=0.1,
         wall_s=1.0,
-        loop_lag=LoopLag(p50_ms=0.0, p99_ms=0.1, max_ms=0.2, ticks=20),
+        loop_lag=LoopLag(p50=0.0, p99=0.1, max=0.2, ticks=20),
     )
 
 
@@ -93,9 +92,7 @@ def result_of(
     result: dict[str, Any] = {
         "schema_version": 1,
         "engine": "external",
-        **performance.to_fields(),
-        "total_generated_tokens": performance.total_generated_tokens,
-        "latency_ms": msgspec.to_builtins(performance.latency_ms),
+        **msgspec.to_builtins(performance),
         "benchmark_args": {
             "random_input_len": isl,
             "random_output_len": osl,
@@ -105,15 +102,13 @@ def result_of(
             "request_rate": "inf",
         },
         "server": {"num_gpus": num_gpus, "num_gpus_source": "server"},
-        "tput_per_gpu": performance.total_token_throughput / num_gpus,
+        "tput_per_gpu": (performance.total_token_throughput or 0.0) / num_gpus,
         "client": {
             "requests": {"sent": run.num_prompts, "outcomes": {"ok": len(run.completed)}},
             "aborted": "",
             "prefix_cache": {"requests_told": 1, "prompt_tokens": isl, "cached_tokens": 0},
         },
     }
-    if performance.interactivity is not None:
-        result["interactivity"] = performance.interactivity
     if row is not None:
         result |= msgspec.to_builtins(compare(result, row))
     return result

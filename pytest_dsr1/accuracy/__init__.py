@@ -8,44 +8,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from pytest_dsr1.accuracy.documents import AccuracyError, AccuracyTask
 from pytest_dsr1.accuracy.tokenizer import Tokenizer
-from pytest_dsr1.core.gate import AccuracyFigures
+from pytest_dsr1.core.gate import AccuracyFigures, MeasuredTask
 from pytest_dsr1.core.server import Served
 
-__all__ = ["AccuracyError", "AccuracyMeasurement", "evaluate", "warm_up_imports"]
+__all__ = ["AccuracyError", "evaluate", "warm_up_imports"]
 
 #: Deadline of one request, in seconds: lm-eval's own.
 TIMEOUT_S = 300.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AccuracyMeasurement:
-    """The figures of one evaluation, and what they were measured on.
-
-    :param task: The name under which a baseline is looked up.
-    :param tokens: Number of scored tokens in the served model's vocabulary, without prefix tokens.
-    :param words: Number of words of `word_perplexity`; the task defines what a word is.
-    :param bytes: UTF-8 bytes of the documents.
-    :param requests: Number of windows; each is one request.
-    :param concurrency: Requests in flight.
-    :param seconds: Wall clock of the whole evaluation.
-    :param tokenizer: Where the tokenizer came from.
-    """
-
-    figures: AccuracyFigures
-    task: str
-    documents: int
-    tokens: int
-    words: int
-    bytes: int
-    requests: int
-    concurrency: int
-    seconds: float
-    tokenizer: str
-    prefix_token_id: int
 
 
 def warm_up_imports() -> None:
@@ -77,7 +49,7 @@ def evaluate(
     *,
     timeout_s: float = TIMEOUT_S,
     progress: Callable[[int, int], None] | None = None,
-) -> AccuracyMeasurement:
+) -> tuple[AccuracyFigures, MeasuredTask]:
     """Measure the accuracy of a served model with `concurrency` requests in flight.
 
     :param timeout_s: Deadline of one request.
@@ -119,8 +91,7 @@ def evaluate(
             f"{served.url} returned 0 for every log-probability, which no model can reach: "
             "the server does not compute the log-probabilities of the prompt"
         )
-    return AccuracyMeasurement(
-        figures=figures,
+    return figures, MeasuredTask(
         task=task.name,
         documents=len(task.documents),
         tokens=sum(len(window.scored) for window in model.windows),

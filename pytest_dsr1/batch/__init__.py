@@ -1,4 +1,4 @@
-"""The batch folder on disk: names of its files, atomic writing, and the one reader of results."""
+"""The batch folder on disk: names of files, atomic writing, reading results."""
 
 from __future__ import annotations
 
@@ -50,12 +50,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a folder's new names on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    # The new name is on the disk, too, once the folder is.
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

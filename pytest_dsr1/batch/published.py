@@ -1,4 +1,4 @@
-"""The baselines that travel with the code, and those that a user names, read from their files."""
+"""Reads the baselines that are packaged, and those that a user names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _B200 = "b200_nv1126.json"
 def b200_table() -> B200Table:
     """The published figures of NVIDIA B200.
 
-    :raises BaselineError: The file is damaged.
+    :raises ValueError: The file is damaged.
     """
     return B200Table.from_json((_FOLDER / _B200).read_text(encoding="utf-8"), name=_B200)
 

@@ -6,7 +6,6 @@ with a row is in its remark; tests/unit/test_baselines.py computes it. The calle
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
@@ -15,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from pytest_dsr1.core.config import Point, Scenario
-from pytest_dsr1.core.text import validation_message
+from pytest_dsr1.core.text import convert, parse_json, repeated
 
 _BASELINE = "b200_baseline_nv1126"
 #: Ratio in a result -> (our figure, its counterpart in the result's baseline object), in the order of a result file.
@@ -30,13 +29,6 @@ _Count: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
 # A union: numbers stay as their file writes them, and 10407 remains an integer in every result that repeats it.
 _Number: TypeAlias = _Count | Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 _Text: TypeAlias = Annotated[str, Meta(min_length=1)]
-
-
-class BaselineError(ValueError):
-    """A baseline file that is not valid.
-
-    The message names file, row and field, what was expected and what was found.
-    """
 
 
 class B200Baseline(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,24 +87,17 @@ class B200Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     rows: Annotated[tuple[B200Row, ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
-        points = [row.point for row in self.rows]
-        if twice := next((point for place, point in enumerate(points) if point in points[:place]), None):
+        if twice := repeated(row.point for row in self.rows):
             raise ValueError(f"two rows for {twice.id}; each configuration has one")
 
     @classmethod
     def from_json(cls, text: str, *, name: str = "B200 table") -> B200Table:
         """Parse a file of `baselines/`; errors call it `name`.
 
-        :raises BaselineError: Not JSON, a field missing, unknown or out of range, or two rows for one configuration.
+        :raises ValueError: Not JSON, a field missing, unknown or out of range, or two rows for one configuration; the
+            message names file, row and field, what was expected and what was found.
         """
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BaselineError(f"{name}: not JSON: {error}") from None
-        try:
-            return msgspec.convert(document, cls)
-        except msgspec.ValidationError as error:
-            raise BaselineError(validation_message(error, document, name)) from None
+        return convert(parse_json(text, name), cls, name)
 
     def row(self, point: Point) -> B200Row | None:
         """The row for `point`; None where nothing was published."""

@@ -17,7 +17,7 @@ from pytest_dsr1.core.evidence import (
     ABSENT,
     ARGUMENTS,
     COUNT_OR_ZERO,
-    ORDERED,
+    DISTRIBUTIONS,
     PERFORMANCE,
     Check,
     Evidence,
@@ -26,8 +26,7 @@ from pytest_dsr1.core.evidence import (
     warn,
 )
 from pytest_dsr1.core.laws import h2_little, h3_rates, h5_order, h7_per_gpu, h8_baseline
-from pytest_dsr1.core.samples import RequestSample
-from pytest_dsr1.core.statistics import LATENCIES, NS_PER_MS
+from pytest_dsr1.core.samples import NS_PER_MS, RequestSample
 from pytest_dsr1.core.text import shown
 
 #: Prompts are random, so by chance at most this share of their tokens is in a prefix cache. A repeated prompt would be
@@ -43,13 +42,12 @@ def h1_complete(evidence: Evidence) -> Iterator[Finding]:
     completed = evidence.count("successful_requests")
     yield from _failures(evidence, completed)
     yield from _without_pace(evidence)
-    problems = [*evidence.not_finite()]
-    if evidence.has_performance:
-        problems += evidence.problems()
+    # In mode acc performance is not measured.
+    measured = any(key in evidence.result for key in (*PERFORMANCE, "latency_ms", "tput_per_gpu", "interactivity"))
     # Both may report the same NaN, in the same words.
-    for problem in dict.fromkeys(problems):
+    for problem in dict.fromkeys((*evidence.not_finite(), *(evidence.problems() if measured else ()))):
         yield reject("h1", problem)
-    if not evidence.has_performance:
+    if not measured:
         return
 
     asked = evidence.count("benchmark_args.num_prompts")
@@ -70,11 +68,9 @@ def _missing(evidence: Evidence) -> Iterator[str]:
     """
     required: Iterable[str] = ("successful_requests", "benchmark_args.num_prompts")
     if evidence.ours:
-        latencies = [f"latency_ms.{latency}.{name}" for latency in LATENCIES for name in ("mean", "std", *ORDERED)]
-        required = (*PERFORMANCE, *ARGUMENTS, *latencies)
-        if evidence.count("successful_requests") == 0:
-            # There is no latency to average then, and the count says so already.
-            required = ARGUMENTS
+        # Where no request completed there is nothing to average, and the count says so already.
+        none = evidence.count("successful_requests") == 0
+        required = ARGUMENTS if none else (*PERFORMANCE, *ARGUMENTS, *DISTRIBUTIONS)
     for path in required:
         # TPOT and ITL need two tokens: where requests of one token are allowed, both may be absent.
         of_pace = "tpot" in path or "itl" in path
@@ -99,8 +95,8 @@ def _failures(evidence: Evidence, completed: int | None) -> Iterator[Finding]:
 
 def _without_pace(evidence: Evidence) -> Iterator[Finding]:
     """Answers of several tokens that were read at one moment, so TPOT is unknown."""
-    paced = [one for one in evidence.samples or () if one.ok and (one.generated_tokens or 0) > 1]
-    at_once = sum(len(one.event_ns) > 0 and one.first_ns == one.last_ns for one in paced)
+    paced = [one for one in evidence.samples if one.ok and (one.generated_tokens or 0) > 1]
+    at_once = sum(len(one.event_ns) > 0 and one.event_ns[0] == one.event_ns[-1] for one in paced)
     if at_once:
         yield reject(
             "h1",
@@ -111,14 +107,13 @@ def _without_pace(evidence: Evidence) -> Iterator[Finding]:
 
 def _output_lengths(evidence: Evidence, completed: int | None) -> Iterator[Finding]:
     """The length of each output, if there are samples, and the total of all."""
-    if evidence.samples is not None:
-        wrong = [
-            f"request {sample.index} generated {sample.generated_tokens} tokens of {sample.requested_output_tokens}"
-            for sample in evidence.samples
-            if sample.ok and sample.generated_tokens != sample.requested_output_tokens
-        ]
-        if wrong:
-            yield reject("h1", f"{len(wrong)} outputs do not have the requested length: {_some(wrong)}")
+    wrong = [
+        f"request {sample.index} generated {sample.generated_tokens} tokens of {sample.requested_output_tokens}"
+        for sample in evidence.samples
+        if sample.ok and sample.generated_tokens != sample.requested_output_tokens
+    ]
+    if wrong:
+        yield reject("h1", f"{len(wrong)} outputs do not have the requested length: {_some(wrong)}")
 
     generated = evidence.count("total_generated_tokens")
     longest = evidence.count("benchmark_args.random_output_len")
@@ -140,7 +135,7 @@ def h4_times(evidence: Evidence) -> Iterator[Finding]:
     """
     wrong = [
         f"request {sample.index} {problem}"
-        for sample in evidence.samples or ()
+        for sample in evidence.samples
         if sample.ok and (problem := _disorder(sample))
     ]
     if wrong:
@@ -214,7 +209,7 @@ def check_result(
     """
     if not isinstance(result, Mapping):
         return (reject("h1", f"a result is a JSON object, found {shown(result)}"),)
-    evidence = Evidence(result, samples, b200)
+    evidence = Evidence(result, samples or (), b200)
     return (*(finding for check in CHECKS for finding in check(evidence)), *_findings_of(more, evidence))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +16,8 @@ DEFAULT_MODEL = "amd/DeepSeek-R1-0528-MXFP4-Preview"
 WARMUPS_PER_SLOT = 2
 #: Output length from which fewer requests are measured, with a longer timeout for each.
 LONG_OSL = 8192
+#: Most characters of a team name: the leaderboard's table has no room for more.
+MAX_TEAM = 200
 
 
 class Mode(StrEnum):
@@ -78,10 +82,14 @@ class Point:
 
 #: The three scenarios of the competition; with the five concurrencies, its 15 configurations.
 ALL_SCENARIOS = (Scenario(1024, 1024), Scenario(1024, 8192), Scenario(8192, 1024))
+#: The competition's Spaces, one for each of its scenarios.
+SPACES: Mapping[Scenario, str] = {
+    scenario: f"https://daniehua-dsr1-fp4-sgl-isl{scenario.isl}osl{scenario.osl}.hf.space" for scenario in ALL_SCENARIOS
+}
 
 
 def scenarios_of(text: str) -> tuple[Scenario, ...]:
-    """Scenarios as `--scenario` takes them: `ISL/OSL[,ISL/OSL...]`, or `all` for the competition's three.
+    """Scenarios as `--scenario` takes them: `ISL/OSL[,ISL/OSL...]`, or `all`.
 
     :raises ValueError: It is not of this form, a length is below 1, or a scenario is there twice.
     """
@@ -92,6 +100,50 @@ def scenarios_of(text: str) -> tuple[Scenario, ...]:
     if len(set(values)) != len(values):
         raise ValueError(f"{text!r} names a scenario twice")
     return values
+
+
+def leaderboard_for(scenario: Scenario, typed: str | None = None) -> str | None:
+    """Base URL of the leaderboard; None if there is none for these lengths.
+
+    :param typed: `--leaderboard-url`, in which `{isl}` and `{osl}` stand for the lengths.
+    """
+    if typed is None:
+        return SPACES.get(scenario)
+    return typed.replace("{isl}", str(scenario.isl)).replace("{osl}", str(scenario.osl))
+
+
+def routing_problem(scenarios: Sequence[Scenario], typed: str | None) -> str:
+    """What is wrong with `--leaderboard-url` for these scenarios; empty if nothing.
+
+    A row does not contain its lengths. If the results of two scenarios went to one leaderboard, nobody could tell
+    them apart.
+    """
+    if typed is None or len({leaderboard_for(scenario, typed) for scenario in scenarios}) == len(scenarios):
+        return ""
+    return (
+        f"--leaderboard-url {typed} is one leaderboard for {len(scenarios)} combinations of lengths, and a row does "
+        "not say which one it belongs to; write {isl} and {osl} into the URL where the lengths stand, or run one "
+        "combination at a time"
+    )
+
+
+def team_problem(name: str) -> str:
+    """Why a team cannot have this name; empty if it can.
+
+    A name is never changed: it is sent as typed, or refused.
+    """
+    if not name.strip():
+        return "it is empty"
+    if len(name) > MAX_TEAM:
+        return f"it has {len(name):,} characters, at most {MAX_TEAM} are accepted"
+    for char in name:
+        category = unicodedata.category(char)
+        if category == "Cs":
+            return "it is not UTF-8"
+        # Format characters (Cf) are allowed: they join the parts of an emoji.
+        if category in ("Cc", "Zl", "Zp"):
+            return f"it holds a line break or control character (U+{ord(char):04X})"
+    return ""
 
 
 def formula_num_prompts(osl: int, conc: int) -> int:

@@ -19,8 +19,7 @@ import msgspec
 
 from pytest_dsr1.core.baselines import RATIOS, B200Table
 from pytest_dsr1.core.config import Point, Scenario
-from pytest_dsr1.core.samples import RequestSample
-from pytest_dsr1.core.statistics import LATENCIES
+from pytest_dsr1.core.samples import LATENCIES, ORDERED, Figures, RequestSample
 from pytest_dsr1.core.text import one_line, shown
 
 
@@ -69,7 +68,7 @@ RELATIVE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class ValidRange:
     """The valid values of one figure: finite, above 0, and within these bounds.
 
     :param whole: An integer, even if it is written as 4.0.
@@ -101,49 +100,44 @@ class Figure:
         return None
 
 
-_MEASURED = Figure()
-_MEASURED_OR_ZERO = Figure(may_be_zero=True)
-_COUNT = Figure(whole=True, exact=True)
-COUNT_OR_ZERO = Figure(whole=True, exact=True, may_be_zero=True)
-_CONSTANT = Figure(exact=True)
+_MEASURED = ValidRange()
+_MEASURED_OR_ZERO = ValidRange(may_be_zero=True)
+_COUNT = ValidRange(whole=True, exact=True)
+COUNT_OR_ZERO = ValidRange(whole=True, exact=True, may_be_zero=True)
+_CONSTANT = ValidRange(exact=True)
 
 
-def _latency(latency: str) -> Figure:
-    """An ITL may be 0: two events that arrive together are read at the same time."""
-    return _MEASURED_OR_ZERO if latency == "itl" else _MEASURED
-
-
-#: Statistics of a distribution, in the order in which their values rise.
-ORDERED = ("min", "p50", "p90", "p95", "p99", "max")
 #: Figures of a performance measurement, at the top level of a result; all are absent in mode acc.
-PERFORMANCE: Mapping[str, Figure] = {
+PERFORMANCE: Mapping[str, ValidRange] = {
+    # An ITL may be 0: two events that arrive together are read at the same time.
+    **{name: _MEASURED_OR_ZERO if "_itl_" in name else _MEASURED for name in Figures.__struct_fields__},
     "successful_requests": COUNT_OR_ZERO,
-    "benchmark_duration": _MEASURED,
     "total_input_tokens": _COUNT,
     "total_generated_tokens": _COUNT,
-    "request_throughput": _MEASURED,
-    "output_throughput": _MEASURED,
-    "total_token_throughput": _MEASURED,
-    **{f"{name}_{latency}_ms": _latency(latency) for latency in LATENCIES for name in ("mean", "median", "p99")},
+}
+#: The values of each distribution; a standard deviation may be 0.
+DISTRIBUTIONS: Mapping[str, ValidRange] = {
+    f"latency_ms.{latency}.{name}": _MEASURED_OR_ZERO if latency == "itl" or name == "std" else _MEASURED
+    for latency in LATENCIES
+    for name in ("mean", "std", *ORDERED)
 }
 #: Options that figures are checked against.
-ARGUMENTS: Mapping[str, Figure] = {
+ARGUMENTS: Mapping[str, ValidRange] = {
     "benchmark_args.random_input_len": _COUNT,
     "benchmark_args.random_output_len": _COUNT,
-    "benchmark_args.random_range_ratio": Figure(exact=True, may_be_zero=True, at_most=1.0),
+    "benchmark_args.random_range_ratio": ValidRange(exact=True, may_be_zero=True, at_most=1.0),
     "benchmark_args.num_prompts": _COUNT,
     "benchmark_args.max_concurrency": _COUNT,
 }
 #: Every figure that a check reads, by its dotted path.
-FIGURES: Mapping[str, Figure] = {
+FIGURES: Mapping[str, ValidRange] = {
     **PERFORMANCE,
     **ARGUMENTS,
-    **{f"latency_ms.{latency}.{name}": _latency(latency) for latency in LATENCIES for name in ("mean", *ORDERED)},
-    **{f"latency_ms.{latency}.std": _MEASURED_OR_ZERO for latency in LATENCIES},
+    **DISTRIBUTIONS,
     **{f"latency_ms.{latency}.count": _COUNT for latency in LATENCIES},
     "client.prefix_cache.prompt_tokens": _COUNT,
     "client.prefix_cache.cached_tokens": COUNT_OR_ZERO,
-    "server.num_gpus": Figure(whole=True, exact=True, nullable=True),
+    "server.num_gpus": ValidRange(whole=True, exact=True, nullable=True),
     "tput_per_gpu": _MEASURED,
     "interactivity": _MEASURED,
     **dict.fromkeys(RATIOS, _MEASURED),
@@ -153,10 +147,14 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A positive figure whose true value lies between `low` and `high`."""
+    """A positive figure whose true value lies between `low` and `high`.
+
+    :param known: Whether it is there; a figure that is not, or that is computed from such a one, contradicts nothing.
+    """
 
     low: float
     high: float
+    known: bool = True
 
     @classmethod
     def printed(cls, value: float) -> Reading:
@@ -169,13 +167,14 @@ class Reading:
         return cls(float(value) - half_a_unit, float(value) + half_a_unit)
 
     def __add__(self, other: Reading) -> Reading:
-        return Reading(self.low + other.low, self.high + other.high)
+        return Reading(self.low + other.low, self.high + other.high, self.known and other.known)
 
     def __mul__(self, factor: float) -> Reading:
-        return Reading(self.low * factor, self.high * factor)
+        return Reading(self.low * factor, self.high * factor, self.known)
 
     def __truediv__(self, other: Reading) -> Reading:
-        return Reading(self.low / other.high, self.high / other.low)
+        high = self.high / other.low if other.low else math.inf
+        return Reading(self.low / other.high, high, self.known and other.known)
 
     def distance(self, other: Reading) -> float:
         """The smallest possible difference; 0 if both may be the same value."""
@@ -183,10 +182,16 @@ class Reading:
 
     def agrees(self, other: Reading) -> bool:
         """Whether both may be the same figure, computed in two ways."""
+        if not (self.known and other.known):
+            return True
         return self.distance(other) <= RELATIVE_TOLERANCE * max(self.high, other.high)
 
     def __format__(self, spec: str) -> str:
         return format((self.low + self.high) / 2, spec)
+
+
+#: A figure that is absent may have any value.
+UNKNOWN = Reading(0.0, math.inf, known=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +199,12 @@ class Evidence:
     """Everything that is known about one measurement.
 
     :param result: The parsed result file, as it is: use `number`, `count` and `reading` to get figures from it.
-    :param samples: The measured requests; None where the raw samples are not available.
+    :param samples: The measured requests; empty where the raw samples are not available.
     :param b200: The published baselines; None where they are not available.
     """
 
     result: Mapping[str, Any]
-    samples: Sequence[RequestSample] | None = None
+    samples: Sequence[RequestSample] = ()
     b200: B200Table | None = None
 
     @property
@@ -209,11 +214,6 @@ class Evidence:
         Then its figures have full precision, and no field may be missing.
         """
         return "schema_version" in self.result
-
-    @property
-    def has_performance(self) -> bool:
-        """Whether performance was measured; in mode acc it is not."""
-        return any(key in self.result for key in (*PERFORMANCE, "latency_ms", "tput_per_gpu", "interactivity"))
 
     @property
     def point(self) -> Point | None:
@@ -247,11 +247,11 @@ class Evidence:
         value = self.number(path)
         return None if value is None else int(value)
 
-    def reading(self, path: str) -> Reading | None:
-        """The same, with the uncertainty that rounding left."""
+    def reading(self, path: str) -> Reading:
+        """The same, with the uncertainty that rounding left; UNKNOWN in the place of None."""
         value = self.number(path)
         if value is None:
-            return None
+            return UNKNOWN
         exact = self.ours or FIGURES.get(path, _MEASURED_OR_ZERO).exact
         return Reading(value, value) if exact else Reading.printed(self.at(path))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
-from pytest_dsr1.core.text import shown, validation_message
+from pytest_dsr1.core.text import convert, parse_json, repeated, shown
 
 #: Largest relative distance of each figure from its baseline, above and below; that of the predecessor's gate.
 TOLERANCE = 0.03
@@ -38,9 +38,7 @@ class AccuracyFigures:
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
         """(name, value) of each figure, in the leaderboard's order."""
-        yield "bits_per_byte", self.bits_per_byte
-        yield "byte_perplexity", self.byte_perplexity
-        yield "word_perplexity", self.word_perplexity
+        return iter(asdict(self).items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +76,28 @@ class GateStatus(StrEnum):
     NOT_RUN = "NOT RUN"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The gate's verdict on one point.
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures as a result file holds them; None (null) was NaN or infinite."""
 
+    bits_per_byte: float | None
+    byte_perplexity: float | None
+    word_perplexity: float | None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The gate's verdict on one point, as `accuracy_validation` of a result holds it.
+
+    :param baselines: The figures that were compared with; None without a baseline, like the two below.
+    :param threshold_multiplier: 1 + the tolerance, which is relative, above and below.
+    :param baseline_source: Where the figures of the baseline come from.
     :param reason: Why the gate did not pass, in one line; empty when it did.
-    :param baseline: The baseline that was compared with; None without one.
-    :param tolerance: Relative, above and below.
     """
 
     status: GateStatus
+    baselines: AccuracyFigures | None = None
+    threshold_multiplier: float | None = None
+    baseline_source: str | None = None
     reason: str = ""
-    baseline: AccuracyBaseline | None = None
-    tolerance: float = TOLERANCE
 
     @property
     def opens(self) -> bool:
@@ -102,29 +109,15 @@ class Verdict:
         return self.status is GateStatus.PASSED
 
 
-class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Figures as a result file holds them; None (null) was NaN or infinite."""
-
-    bits_per_byte: float | None
-    byte_perplexity: float | None
-    word_perplexity: float | None
-
-
-class AccuracyValidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The verdict as a result file holds it, with the baseline that was compared with."""
-
-    status: GateStatus
-    baselines: Accuracy | None = None
-    threshold_multiplier: float | None = None
-    baseline_source: str | None = None
-    reason: str | None = None
-
-
-class MeasuredTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class MeasuredTask(msgspec.Struct, frozen=True, kw_only=True):
     """What accuracy was measured on, and how.
 
-    :param words: What `word_perplexity` counts.
+    :param task: The name under which a baseline is looked up.
+    :param tokens: Scored tokens in the served model's vocabulary, without prefix tokens.
+    :param words: What `word_perplexity` counts; the task defines what a word is.
     :param bytes: UTF-8 bytes of the documents.
+    :param requests: Number of windows; each is one request.
+    :param concurrency: Requests in flight.
     :param seconds: Wall clock of the evaluation.
     :param tokenizer: Where the tokenizer is from.
     """
@@ -142,47 +135,61 @@ class MeasuredTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 #: The verdict of `--accuracy off`.
-NOT_RUN = Verdict(GateStatus.NOT_RUN, "accuracy off")
+NOT_RUN = Verdict(status=GateStatus.NOT_RUN, reason="accuracy off")
 
 
 def judge(
     figures: AccuracyFigures,
-    baseline: AccuracyBaseline | None,
     *,
     model: str,
     task: str,
-    tolerance: float = TOLERANCE,
+    published: Iterable[AccuracyBaseline],
+    given: Iterable[AccuracyBaseline] = (),
+    submit: bool = False,
 ) -> Verdict:
     """Compare the figures of (model, task) with their baseline.
 
-    Each figure must lie within `tolerance` of the baseline's, bounds included. A figure that is too good fails as well:
+    Each figure must lie within TOLERANCE of the baseline's, bounds included. A figure that is too good fails as well:
     serving does not improve a model, so the measurement is wrong. A failure names the figure that is furthest outside.
+    Without a baseline for (model, task) the verdict is NO BASELINE.
 
-    :param baseline: That of (model, task); None, if there is none, gives the verdict NO BASELINE.
+    :param published: The project's own baselines.
+    :param given: Those of `--accuracy-baseline`. They are preferred, except where results are submitted: a leaderboard
+        compares with the published figures.
     """
-    broken = [name for name, value in figures if not math.isfinite(value)]
-    if broken:
-        reason = f"accuracy gate: {broken[0]} is {dict(figures)[broken[0]]}"
-        return Verdict(GateStatus.FAILED, reason, baseline, tolerance)
+    first, second = (published, given) if submit else (given, published)
+    baseline = next((one for one in (*first, *second) if one.key == (model, task)), None)
+    status, reason = _status_and_reason(figures, baseline, f"({model}, {task})")
     if baseline is None:
-        reason = (
-            f"no accuracy baseline for ({model}, {task}): record one with --record-accuracy-baseline FILE, "
+        return Verdict(status=status, reason=reason)
+    return Verdict(
+        status=status,
+        baselines=baseline.figures,
+        threshold_multiplier=1 + TOLERANCE,
+        baseline_source=baseline.source,
+        reason=reason,
+    )
+
+
+def _status_and_reason(figures: AccuracyFigures, baseline: AccuracyBaseline | None, key: str) -> tuple[GateStatus, str]:
+    if broken := [f"{name} is {value}" for name, value in figures if not math.isfinite(value)]:
+        return GateStatus.FAILED, f"accuracy gate: {broken[0]}"
+    if baseline is None:
+        return GateStatus.NO_BASELINE, (
+            f"no accuracy baseline for {key}: record one with --record-accuracy-baseline FILE, "
             "then pass it as --accuracy-baseline FILE"
         )
-        return Verdict(GateStatus.NO_BASELINE, reason, None, tolerance)
     expected = dict(baseline.figures)
     name, value = max(figures, key=lambda figure: abs(figure[1] / expected[figure[0]] - 1))
-    upper, lower = expected[name] * (1 + tolerance), expected[name] * (1 - tolerance)
+    upper, lower = expected[name] * (1 + TOLERANCE), expected[name] * (1 - TOLERANCE)
     if value > upper:
-        reason = f"accuracy gate: {name} {_compared(value, '>', upper)}"
-    elif value < lower:
-        reason = (
+        return GateStatus.FAILED, f"accuracy gate: {name} {_compared(value, '>', upper)}"
+    if value < lower:
+        return GateStatus.FAILED, (
             f"accuracy gate: {name} {_compared(value, '<', lower)}: "
-            f"better by more than {tolerance * 100:g} % means a wrong measurement"
+            f"better by more than {TOLERANCE * 100:g} % means a wrong measurement"
         )
-    else:
-        return Verdict(GateStatus.PASSED, "", baseline, tolerance)
-    return Verdict(GateStatus.FAILED, reason, baseline, tolerance)
+    return GateStatus.PASSED, ""
 
 
 def _compared(value: float, relation: str, bound: float) -> str:
@@ -204,51 +211,23 @@ def baselines_from_json(text: str, origin: str) -> tuple[AccuracyBaseline, ...]:
     :param origin: What the text was read from, for the errors.
     :raises ValueError: Not JSON, another schema or version, a field missing or of the wrong type, (model, task) twice.
     """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{origin} is not JSON ({error}); --record-accuracy-baseline writes such a file") from None
+    document = parse_json(text, origin)
     schema = document.get("schema") if isinstance(document, dict) else document
     if schema != SCHEMA:
-        raise ValueError(f"{origin} has no accuracy baselines: expected schema {SCHEMA!r}, found {shown(schema)}")
+        raise ValueError(
+            f"{origin} has no accuracy baselines: expected schema {SCHEMA!r}, found {shown(schema)}; "
+            "--record-accuracy-baseline writes such a file"
+        )
     if (version := document.get("version")) != VERSION:
         raise ValueError(f"{origin} has version {shown(version)} of {SCHEMA}, this version reads {VERSION}")
-    try:
-        baselines = msgspec.convert(document, _BaselineFile).baselines
-    except msgspec.ValidationError as error:
-        raise ValueError(validation_message(error, document, origin)) from None
-    keys = [baseline.key for baseline in baselines]
-    if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
+    baselines = convert(document, _BaselineFile, origin).baselines
+    if twice := repeated(baseline.key for baseline in baselines):
         raise ValueError(f"{origin} has two baselines for ({twice[0]}, {twice[1]})")
     return baselines
 
 
 def baselines_to_json(baselines: Iterable[AccuracyBaseline]) -> str:
-    """The text that `baselines_from_json` reads; floats keep every digit."""
-    entries = [
-        {"model": one.model, "task": one.task, "source": one.source, "figures": dict(one.figures)} for one in baselines
-    ]
-    return json.dumps({"schema": SCHEMA, "version": VERSION, "baselines": entries}, indent=2, ensure_ascii=False) + "\n"
-
-
-def merged(baselines: Iterable[AccuracyBaseline], new: AccuracyBaseline) -> tuple[AccuracyBaseline, ...]:
-    """`baselines` with `new` in place of the one with its key, or at the end."""
-    return tuple(({one.key: one for one in baselines} | {new.key: new}).values())
-
-
-def applicable(
-    model: str,
-    task: str,
-    *,
-    published: Iterable[AccuracyBaseline],
-    given: Iterable[AccuracyBaseline] = (),
-    submit: bool = False,
-) -> AccuracyBaseline | None:
-    """The baseline for (model, task); None if there is none.
-
-    :param published: The project's own.
-    :param given: Those of `--accuracy-baseline`. They are preferred, except where results are submitted: a leaderboard
-        compares with the published figures.
-    """
-    first, second = (published, given) if submit else (given, published)
-    return next((one for one in (*first, *second) if one.key == (model, task)), None)
+    """The text of a file; of several baselines for one (model, task), the last."""
+    latest = {one.key: one for one in baselines}
+    document = {"schema": SCHEMA, "version": VERSION, "baselines": msgspec.to_builtins(list(latest.values()))}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

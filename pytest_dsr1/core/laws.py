@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from pytest_dsr1.core.baselines import RATIOS
-from pytest_dsr1.core.evidence import ABSENT, ORDERED, Evidence, Finding, Reading, reject, warn
-from pytest_dsr1.core.statistics import LATENCIES
+from pytest_dsr1.core.evidence import ABSENT, UNKNOWN, Evidence, Finding, Reading, reject, warn
+from pytest_dsr1.core.samples import LATENCIES, ORDERED
 
 #: A closed loop cannot keep more than CONC slots busy. Half a percent more is accepted, since other tools end their
 #: duration at a slightly different event.
@@ -27,19 +27,16 @@ def h2_little(evidence: Evidence) -> Iterator[Finding]:
     Where the mean is unknown it is computed from its parts, or the median takes its place.
     """
     completed = evidence.number("successful_requests")
-    duration_s = evidence.reading("benchmark_duration")
     conc = evidence.number("benchmark_args.max_concurrency")
-    if not completed or duration_s is None or conc is None:
+    duration_s = evidence.reading("benchmark_duration")
+    if not completed or not duration_s.known or conc is None:
         return
 
-    name, bound = "", conc * (1 + LITTLE_TOLERANCE)
-    e2e_ms = evidence.reading("mean_e2el_ms")
-    if e2e_ms is None:
+    e2e_ms, name, bound = evidence.reading("mean_e2el_ms"), "", conc * (1 + LITTLE_TOLERANCE)
+    if not e2e_ms.known:
         e2e_ms, name = _mean_e2e_from_parts(evidence), " (mean TTFT + the rest at mean TPOT)"
-    if e2e_ms is None:
+    if not e2e_ms.known:
         e2e_ms, name, bound = evidence.reading("median_e2el_ms"), " (the median)", MEDIAN_FACTOR * conc
-    if e2e_ms is None:
-        return
 
     e2e_s = e2e_ms * 1e-3
     busy = e2e_s * completed / duration_s
@@ -51,43 +48,35 @@ def h2_little(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _mean_e2e_from_parts(evidence: Evidence) -> Reading | None:
-    """The mean E2E in ms where all outputs have the same length; else None.
+def _mean_e2e_from_parts(evidence: Evidence) -> Reading:
+    """The mean E2E in ms where all outputs have the same length; else UNKNOWN.
 
     Means add up: mean E2E = mean TTFT + (OSL - 1) * mean TPOT.
     """
     osl = evidence.number("benchmark_args.random_output_len")
     ttft_ms, tpot_ms = evidence.reading("mean_ttft_ms"), evidence.reading("mean_tpot_ms")
-    if evidence.number("benchmark_args.random_range_ratio") != 1 or osl is None or ttft_ms is None:
-        return None
-    if osl == 1:
-        return ttft_ms
-    return None if tpot_ms is None else ttft_ms + tpot_ms * (osl - 1)
+    if evidence.number("benchmark_args.random_range_ratio") != 1 or osl is None:
+        return UNKNOWN
+    return ttft_ms if osl == 1 else ttft_ms + tpot_ms * (osl - 1)
 
 
 def h3_rates(evidence: Evidence) -> Iterator[Finding]:
     """A throughput is a count divided by the duration."""
     duration_s = evidence.reading("benchmark_duration")
-    if duration_s is None:
-        return
     requests, inputs, outputs = (
         evidence.reading(name) for name in ("successful_requests", "total_input_tokens", "total_generated_tokens")
     )
-    output_rate = evidence.reading("output_throughput")
-    input_rate = inputs / duration_s if inputs else None
-    if outputs:
-        total, how = (outputs + inputs) / duration_s if inputs else None, "(input + generated tokens) / duration"
-    else:
+    total, how = (inputs + outputs) / duration_s, "(input + generated tokens) / duration"
+    if not outputs.known:
         # The predecessor's files lack the generated tokens: the rate of the output takes their place.
-        total = input_rate + output_rate if input_rate and output_rate else None
+        total = inputs / duration_s + evidence.reading("output_throughput")
         how = "input tokens / duration + output_throughput"
-
-    relations = (
-        ("request_throughput", requests / duration_s if requests else None, "successful_requests / duration"),
-        ("output_throughput", outputs / duration_s if outputs else None, "generated tokens / duration"),
-        ("total_token_throughput", total, how),
-    )
-    for name, computed, formula in relations:
+    rates = {
+        "request_throughput": (requests / duration_s, "successful_requests / duration"),
+        "output_throughput": (outputs / duration_s, "generated tokens / duration"),
+        "total_token_throughput": (total, how),
+    }
+    for name, (computed, formula) in rates.items():
         yield from _recomputed("h3", evidence, name, computed, formula)
 
 
@@ -105,7 +94,7 @@ def h5_order(evidence: Evidence) -> Iterator[Finding]:
         }
         for flat, full in copies.items():
             one, other = evidence.reading(flat), evidence.reading(full)
-            if one and other and not one.agrees(other):
+            if not one.agrees(other):
                 yield reject("h5", f"{flat} is {one:.6g}, but {full} is {other:.6g}: they are the same figure")
 
         chains = ([f"{nested}.{name}" for name in ORDERED], [f"median_{latency}_ms", f"p99_{latency}_ms"])
@@ -116,7 +105,7 @@ def h5_order(evidence: Evidence) -> Iterator[Finding]:
                     yield reject("h5", f"{lower} {low:.6g} ms is above {upper} {high:.6g} ms: percentiles must rise")
 
         mean, median, std = (evidence.reading(f"{nested}.{name}") for name in ("mean", "p50", "std"))
-        if mean and median and std and mean.distance(median) > std.high + ROUNDING * median.high:
+        if mean.distance(median) > std.high + ROUNDING * median.high:
             yield reject(
                 "h5",
                 f"the mean of {latency}, {mean:.6g} ms, is further from its median, {median:.6g} ms, than one standard "
@@ -132,7 +121,7 @@ def h7_per_gpu(evidence: Evidence) -> Iterator[Finding]:
     per_gpu = evidence.reading("tput_per_gpu")
     gpus = evidence.count("server.num_gpus")
     total = evidence.reading("total_token_throughput")
-    if per_gpu:
+    if per_gpu.known:
         source = evidence.at("server.num_gpus_source")
         if gpus is None:
             if evidence.ours or source == "unknown":
@@ -141,22 +130,20 @@ def h7_per_gpu(evidence: Evidence) -> Iterator[Finding]:
             yield warn("h7", f"tput_per_gpu assumes the {gpus} GPUs of --tp: the server did not report its number")
         elif source != "server" and (evidence.ours or source is not ABSENT):
             yield reject("h7", f"tput_per_gpu counts {gpus} GPUs, which the server did not report")
-        if gpus is not None and total and not (per_gpu * gpus).agrees(total):
+        if gpus is not None and not (per_gpu * gpus).agrees(total):
             yield reject(
                 "h7",
                 f"{gpus} GPUs at tput_per_gpu {per_gpu:.6g} make {per_gpu * gpus:.6g} tokens/s, "
                 f"not total_token_throughput {total:.6g}",
             )
-    tpot_ms = evidence.reading("median_tpot_ms")
-    computed = Reading(1000.0, 1000.0) / tpot_ms if tpot_ms else None
+    computed = Reading(1000.0, 1000.0) / evidence.reading("median_tpot_ms")
     yield from _recomputed("h7", evidence, "interactivity", computed, "1000 / median_tpot_ms")
 
 
 def h8_baseline(evidence: Evidence) -> Iterator[Finding]:
     """Ratios follow from their fields; the baseline is that of this configuration."""
     for ratio, (ours, theirs) in RATIOS.items():
-        figure, baseline = evidence.reading(ours), evidence.reading(theirs)
-        computed = figure / baseline if figure and baseline else None
+        computed = evidence.reading(ours) / evidence.reading(theirs)
         yield from _recomputed("h8", evidence, ratio, computed, f"{ours} / {theirs.rpartition('.')[2]}")
 
     point = evidence.point
@@ -173,8 +160,7 @@ def h8_baseline(evidence: Evidence) -> Iterator[Finding]:
                 yield reject("h8", f"{name} is {value:.10g}, but {published:.10g} was published for {point.id}")
 
 
-def _recomputed(check: str, evidence: Evidence, name: str, computed: Reading | None, formula: str) -> Iterator[Finding]:
-    """A finding if both values of the figure `name` are known and differ."""
+def _recomputed(check: str, evidence: Evidence, name: str, computed: Reading, formula: str) -> Iterator[Finding]:
     printed = evidence.reading(name)
-    if printed and computed and not printed.agrees(computed):
+    if not printed.agrees(computed):
         yield reject(check, f"{name} is {printed:.6g}, but {formula} is {computed:.6g}")

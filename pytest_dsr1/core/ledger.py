@@ -1,13 +1,12 @@
 """From the reports of tests to the states of points.
 
-A point has several tests, and a test of a user's own may measure several points. The ledger knows which test belongs to
-which points, takes the reports in the order in which they come, and says what each point has become.
+A point has several tests, and a user's own test may measure several points.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.summary import Status
@@ -67,33 +66,37 @@ class PointEnd:
 
 @dataclass(slots=True)
 class _Account:
-    """One point: the outcome of each of its tests, empty until it is known, and its first failure."""
+    """One point: names of its tests, outcomes by test id, and what failed."""
 
-    outcomes: dict[str, str]
-    tests: dict[str, None]
-    failure: PointReport | None = None
-    lost: bool = False
+    tests: dict[str, None] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
+    failures: list[PointReport] = field(default_factory=list)
     started: bool = False
     ended: bool = False
 
+    def end_of(self, point: Point) -> PointEnd:
+        if self.failures:
+            return PointEnd(point, Status.FAILED, self.failures[0].reason, any(report.lost for report in self.failures))
+        # Where every test was skipped nothing was measured, so nothing passed.
+        return PointEnd(point, Status.PASSED if "passed" in self.outcomes.values() else Status.NOT_RUN)
+
 
 class Ledger:
-    """The selected tests of a session, and what has become of their points."""
+    """The selected tests of a session, and what has become of their points.
+
+    It knows which test belongs to which points, and takes the reports in the order in which they come.
+    """
 
     def __init__(self) -> None:
         self._accounts: dict[Point, _Account] = {}
-        self._points: dict[str, list[Point]] = {}
 
     def select(self, tests: Iterable[PointTest]) -> None:
         """Add tests, before or during the session."""
         for test in tests:
-            account = self._accounts.setdefault(test.point, _Account({}, {}))
+            account = self._accounts.setdefault(test.point, _Account())
             account.outcomes.setdefault(test.nodeid, "")
             account.tests[test.name] = None
             account.ended = False
-            points = self._points.setdefault(test.nodeid, [])
-            if test.point not in points:
-                points.append(test.point)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -107,33 +110,30 @@ class Ledger:
     @property
     def any_failed(self) -> bool:
         """Whether a point failed."""
-        return any(account.failure is not None for account in self._accounts.values())
+        return any(account.failures for account in self._accounts.values())
 
     def start(self, nodeid: str) -> tuple[Point, ...]:
         """The points whose first test this is."""
-        found = tuple(point for point in self._points.get(nodeid, ()) if not self._accounts[point].started)
-        for point in found:
-            self._accounts[point].started = True
-        return found
+        found = [(point, account) for point, account in self._of(nodeid) if not account.started]
+        for _, account in found:
+            account.started = True
+        return tuple(point for point, _ in found)
 
     def take(self, report: PointReport) -> tuple[PointEnd, ...]:
         """The points that end with this report."""
         ends = []
-        for point in self._points.get(report.nodeid, ()):
-            account = self._accounts[point]
-            before = account.outcomes[report.nodeid]
+        for point, account in self._of(report.nodeid):
             if report.failed:
                 account.outcomes[report.nodeid] = "failed"
-                account.failure = account.failure or report
-                account.lost = account.lost or report.lost
+                account.failures.append(report)
             elif report.when == "call" or report.outcome == "skipped":
                 account.outcomes[report.nodeid] = report.outcome
             # A set-up that passed says nothing yet; a test without a call, as under --setup-only, has measured nothing.
-            elif report.final and not before:
+            elif report.final and not account.outcomes[report.nodeid]:
                 account.outcomes[report.nodeid] = "skipped"
             if report.final and all(account.outcomes.values()):
                 account.ended = True
-                ends.append(self._end(point))
+                ends.append(account.end_of(point))
         return tuple(ends)
 
     def close(self, *, interrupted: bool) -> tuple[PointEnd, ...]:
@@ -141,17 +141,11 @@ class Ledger:
 
         :param interrupted: Whether somebody stopped the session: what had failed by then is measured again, too.
         """
-        left = [point for point, account in self._accounts.items() if account.started and not account.ended]
         return tuple(
-            PointEnd(point, Status.INTERRUPTED)
-            if interrupted or self._accounts[point].failure is None
-            else self._end(point)
-            for point in left
+            PointEnd(point, Status.INTERRUPTED) if interrupted or not account.failures else account.end_of(point)
+            for point, account in self._accounts.items()
+            if account.started and not account.ended
         )
 
-    def _end(self, point: Point) -> PointEnd:
-        account = self._accounts[point]
-        if account.failure is not None:
-            return PointEnd(point, Status.FAILED, account.failure.reason, account.lost)
-        # Where every test was skipped nothing was measured, so nothing passed.
-        return PointEnd(point, Status.PASSED if "passed" in account.outcomes.values() else Status.NOT_RUN)
+    def _of(self, nodeid: str) -> list[tuple[Point, _Account]]:
+        return [(point, account) for point, account in self._accounts.items() if nodeid in account.outcomes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,12 +14,11 @@ from pytest_dsr1.core.baselines import B200Table, compare
 from pytest_dsr1.core.checks import check_result
 from pytest_dsr1.core.config import Point, SweepConfig
 from pytest_dsr1.core.evidence import Check, Finding, Severity
-from pytest_dsr1.core.gate import Accuracy, AccuracyFigures, AccuracyValidation, GateStatus, MeasuredTask, Verdict
+from pytest_dsr1.core.gate import Accuracy, AccuracyFigures, GateStatus, MeasuredTask, Verdict
 from pytest_dsr1.core.result import (
     SCHEMA_VERSION,
     BenchmarkArgs,
     Client,
-    LoopLagMs,
     MeasuredServer,
     PointVerdict,
     PrefixCache,
@@ -27,9 +27,8 @@ from pytest_dsr1.core.result import (
     SamplesFile,
     Validation,
 )
-from pytest_dsr1.core.samples import LoadRun, Outcome
+from pytest_dsr1.core.samples import LoadRun, Performance, summarize
 from pytest_dsr1.core.server import Served
-from pytest_dsr1.core.statistics import Performance, summarize
 
 #: Failures that a result quotes: enough to see what went wrong. The raw samples have all of them.
 QUOTED_FAILURES = 5
@@ -39,13 +38,12 @@ QUOTED_FAILURES = 5
 class AccuracyRecord:
     """The gate's verdict on a point, and what it was made from.
 
-    :param figures: None where nothing was measured.
-    :param details: What was measured, or a mapping with its fields; None where nothing was measured.
+    :param figures: None where nothing was measured, like `task`.
     """
 
     verdict: Verdict = field(repr=False)
     figures: AccuracyFigures | None = None
-    details: MeasuredTask | Mapping[str, Any] | None = field(default=None, repr=False)
+    task: MeasuredTask | None = field(default=None, repr=False)
 
     @property
     def passed(self) -> bool:
@@ -63,7 +61,7 @@ class LoadRecord:
 
     :param vocab_size: Prompts are random ids below it; `vocab_source` is where it is from.
     :param prompts_sha256: Of the ids and lengths of the point's prompts.
-    :param samples_file: Name and sha256 of the raw samples beside the result; None if they could not be written.
+    :param samples_file: The raw samples beside the result; None if they could not be written.
     :param server_changes: What differed in the server after the point: process, model or arguments.
     :param server_lost: Why the server ended during the point, in one line; empty if it did not.
     :param extra: What plugins add to the result.
@@ -73,7 +71,7 @@ class LoadRecord:
     vocab_size: int
     vocab_source: str
     prompts_sha256: str
-    samples_file: tuple[str, str] | None
+    samples_file: SamplesFile | None
     server_changes: tuple[str, ...] = ()
     server_lost: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -98,12 +96,11 @@ def make_result(
     :param written: Epoch seconds.
     :param more_checks: Checks from outside, beside the built-in ones.
     """
-    performance = summarize(load.run) if load is not None else None
     result = Result(
-        **(_performance_fields(point, config, served, load, performance, b200) if load is not None else {}),
+        **({} if load is None else _load_fields(point, config, served, load, b200)),
         accuracy=None if accuracy.figures is None else Accuracy(**dict(accuracy.figures)),
-        accuracy_validation=_validation_of(accuracy.verdict),
-        accuracy_task=None if accuracy.details is None else msgspec.convert(accuracy.details, MeasuredTask),
+        accuracy_validation=accuracy.verdict,
+        accuracy_task=accuracy.task,
         schema_version=SCHEMA_VERSION,
         engine=served.engine,
         written=written,
@@ -112,12 +109,6 @@ def make_result(
             changes=None if load is None else load.server_changes,
             lost=None if load is None else load.server_lost,
         ),
-        client=None if load is None else _client(load.run, performance),
-        samples=None
-        if load is None or load.samples_file is None
-        else SamplesFile(**dict(zip(("file", "sha256"), load.samples_file, strict=True))),
-        latency_ms=None if performance is None else performance.latency_ms,
-        extra=dict(load.extra) if load is not None and load.extra else None,
         # The findings, and the verdict that follows from them, replace these.
         validation=Validation(findings=()),
         verdict=PointVerdict(status="UNFINISHED", reason=""),
@@ -130,90 +121,76 @@ def make_result(
 def _verdict(
     gate: Verdict, load: LoadRecord | None, findings: Sequence[Finding], performance_due: bool
 ) -> PointVerdict:
-    if gate.status is GateStatus.FAILED:
-        return PointVerdict(status="FAILED", reason=gate.reason)
-    if load is None and performance_due:
-        return PointVerdict(status="UNFINISHED", reason="performance is not measured yet")
     rejecting = [finding for finding in findings if finding.severity is Severity.REJECT]
-    if rejecting:
+    if gate.status is GateStatus.FAILED:
+        reason = gate.reason
+    elif load is None and performance_due:
+        return PointVerdict(status="UNFINISHED", reason="performance is not measured yet")
+    elif rejecting:
         more = f" (and {len(rejecting) - 1} more findings)" if len(rejecting) > 1 else ""
-        return PointVerdict(status="FAILED", reason=f"{rejecting[0].check}: {rejecting[0].message}{more}")
-    if gate.status is GateStatus.NO_BASELINE:
-        return PointVerdict(status="FAILED", reason=gate.reason)
-    return PointVerdict(status="PASSED", reason="")
+        reason = f"{rejecting[0].check}: {rejecting[0].message}{more}"
+    else:
+        reason = gate.reason if gate.status is GateStatus.NO_BASELINE else ""
+    return PointVerdict(status="FAILED" if reason else "PASSED", reason=reason)
 
 
-def _performance_fields(
-    point: Point,
-    config: SweepConfig,
-    served: Served,
-    load: LoadRecord,
-    performance: Performance | None,
-    b200: B200Table,
+def _load_fields(
+    point: Point, config: SweepConfig, served: Served, load: LoadRecord, b200: B200Table
 ) -> dict[str, Any]:
-    """The flat fields of a result and `benchmark_args`."""
-    fields: dict[str, Any] = {"successful_requests": 0} if performance is None else {**performance.to_fields()}
-    fields["benchmark_args"] = BenchmarkArgs(
-        model=served.model,
-        backend="openai-completions",
-        base_url=served.url,
-        dataset_name="random",
-        random_input_len=point.isl,
-        random_output_len=point.osl,
-        random_range_ratio=config.random_range_ratio,
-        num_prompts=load.run.num_prompts,
-        num_prompts_source="formula" if config.num_prompts is None else "option",
-        max_concurrency=point.conc,
-        request_rate="inf",
-        num_warmups=config.num_warmups_at(point),
-        seed=config.prompt_seed,
-        vocab_size=load.vocab_size,
-        vocab_source=load.vocab_source,
-        prompts_sha256=load.prompts_sha256,
-    )
+    """The fields of a result that a load gives."""
+    performance = summarize(load.run)
+    fields: dict[str, Any] = {
+        "benchmark_args": BenchmarkArgs(
+            model=served.model,
+            backend="openai-completions",
+            base_url=served.url,
+            dataset_name="random",
+            random_input_len=point.isl,
+            random_output_len=point.osl,
+            random_range_ratio=config.random_range_ratio,
+            num_prompts=load.run.num_prompts,
+            num_prompts_source="formula" if config.num_prompts is None else "option",
+            max_concurrency=point.conc,
+            request_rate="inf",
+            num_warmups=config.num_warmups_at(point),
+            seed=config.prompt_seed,
+            vocab_size=load.vocab_size,
+            vocab_source=load.vocab_source,
+            prompts_sha256=load.prompts_sha256,
+        ),
+        "client": _client(load.run, performance),
+        "samples": load.samples_file,
+        "extra": dict(load.extra) or None,
+    }
     if performance is None:
-        return fields
-    fields["total_generated_tokens"] = performance.total_generated_tokens
+        return {"successful_requests": 0, **fields}
+    measured = msgspec.structs.asdict(performance)
+    fields |= {name: value for name, value in measured.items() if name in Result.__struct_fields__}
     if served.num_gpus is not None:
-        fields["tput_per_gpu"] = performance.total_token_throughput / served.num_gpus
-    fields["interactivity"] = performance.interactivity
+        fields["tput_per_gpu"] = fields["total_token_throughput"] / served.num_gpus
     if (row := b200.row(point)) is not None:
         fields |= compare(fields, row)
         fields["b200_remarks"] = tuple(remark for remark in (row.remark, b200.remark) if remark)
     return fields
 
 
-def _validation_of(verdict: Verdict) -> AccuracyValidation:
-    if verdict.baseline is None:
-        return AccuracyValidation(status=verdict.status, reason=verdict.reason or None)
-    return AccuracyValidation(
-        status=verdict.status,
-        baselines=Accuracy(**dict(verdict.baseline.figures)),
-        threshold_multiplier=1 + verdict.tolerance,
-        baseline_source=verdict.baseline.source,
-        reason=verdict.reason or None,
-    )
-
-
 def _client(run: LoadRun, performance: Performance | None) -> Client:
-    outcomes = {str(outcome): sum(sample.outcome is outcome for sample in run.samples) for outcome in Outcome}
     failures = (
         f"{kind} {sample.index}: {sample.outcome}: {sample.detail}"
         for kind, samples in (("warm-up", run.warmups), ("request", run.samples))
         for sample in samples
         if not sample.ok
     )
-    lag = run.loop_lag
     return Client(
         requests=RequestCounts(
             sent=len(run.samples),
-            outcomes={outcome: count for outcome, count in outcomes.items() if count},
+            outcomes=dict(Counter(str(sample.outcome) for sample in run.samples)),
             first_failures=tuple(islice(failures, QUOTED_FAILURES)),
         ),
         reconnects=run.reconnects,
         cpu_s=run.cpu_s,
         wall_s=run.wall_s,
-        loop_lag_ms=LoopLagMs(p50=lag.p50_ms, p99=lag.p99_ms, max=lag.max_ms, ticks=lag.ticks),
+        loop_lag_ms=run.loop_lag,
         aborted=run.aborted,
         prefix_cache=_prefix_cache(run),
         slots_busy=None if performance is None else performance.slots_busy,

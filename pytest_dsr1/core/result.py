@@ -16,9 +16,9 @@ import msgspec
 from pytest_dsr1.core.baselines import B200Baseline
 from pytest_dsr1.core.config import Point, Scenario
 from pytest_dsr1.core.evidence import Finding
-from pytest_dsr1.core.gate import Accuracy, AccuracyValidation, MeasuredTask
-from pytest_dsr1.core.statistics import Distribution, LatencyMs, SlotIdle
-from pytest_dsr1.core.text import shown, validation_message
+from pytest_dsr1.core.gate import Accuracy, MeasuredTask, Verdict
+from pytest_dsr1.core.samples import Distribution, Figures, LatencyMs, LoopLag, SlotIdle
+from pytest_dsr1.core.text import convert, parse_json, shown
 
 # Format history:
 # 1 - the fields of the predecessor, and: schema_version, engine, written, verdict, accuracy_task, server, client,
@@ -85,15 +85,6 @@ class RequestCounts(_Object, frozen=True, kw_only=True):
     first_failures: tuple[str, ...]
 
 
-class LoopLagMs(_Object, frozen=True, kw_only=True):
-    """How late the client's event loop was, in ms: the error of every latency."""
-
-    p50: float
-    p99: float
-    max: float
-    ticks: int
-
-
 class PrefixCache(_Object, frozen=True, kw_only=True):
     """Prompt tokens, and how many of them were in the server's cache.
 
@@ -117,7 +108,7 @@ class Client(_Object, frozen=True, kw_only=True):
     reconnects: int
     cpu_s: float
     wall_s: float
-    loop_lag_ms: LoopLagMs
+    loop_lag_ms: LoopLag
     aborted: str
     prefix_cache: PrefixCache | None = None
     slots_busy: float | None = None
@@ -144,30 +135,9 @@ class PointVerdict(_Object, frozen=True, kw_only=True):
     reason: str
 
 
-class Result(_Object, frozen=True, kw_only=True):
-    """A result file.
+class Result(Figures, frozen=True, kw_only=True):
+    """A result file. It begins with the flat figures."""
 
-    Latencies are in ms, durations in s, throughputs in tokens/s (`request_throughput` in requests/s).
-    """
-
-    successful_requests: int | None = None
-    benchmark_duration: float | None = None
-    total_input_tokens: int | None = None
-    request_throughput: float | None = None
-    output_throughput: float | None = None
-    total_token_throughput: float | None = None
-    mean_ttft_ms: float | None = None
-    median_ttft_ms: float | None = None
-    p99_ttft_ms: float | None = None
-    mean_tpot_ms: float | None = None
-    median_tpot_ms: float | None = None
-    p99_tpot_ms: float | None = None
-    mean_itl_ms: float | None = None
-    median_itl_ms: float | None = None
-    p99_itl_ms: float | None = None
-    mean_e2el_ms: float | None = None
-    median_e2el_ms: float | None = None
-    p99_e2el_ms: float | None = None
     benchmark_args: BenchmarkArgs | None = None
     total_generated_tokens: int | None = None
     tput_per_gpu: float | None = None
@@ -178,7 +148,7 @@ class Result(_Object, frozen=True, kw_only=True):
     interactivity_ratio_vs_b200_1126: float | None = None
     b200_remarks: tuple[str, ...] | None = None
     accuracy: Accuracy | None = None
-    accuracy_validation: AccuracyValidation
+    accuracy_validation: Verdict
     accuracy_task: MeasuredTask | None = None
     schema_version: int
     engine: str
@@ -199,11 +169,7 @@ class Result(_Object, frozen=True, kw_only=True):
 
         :raises ValueError: Not JSON, of another tool or schema version, or with a wrong field; the message says which.
         """
-        try:
-            document = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            raise ValueError(f"not JSON: {error}") from None
-        return cls.from_fields(document)
+        return cls.from_fields(parse_json(text, "the result"))
 
     @classmethod
     def from_fields(cls, fields: object) -> Result:
@@ -212,10 +178,7 @@ class Result(_Object, frozen=True, kw_only=True):
             raise ValueError("not a result of pytest-dsr1: it has no schema_version")
         if (version := fields["schema_version"]) != SCHEMA_VERSION:
             raise ValueError(f"the result has schema version {shown(version)}, this version reads {SCHEMA_VERSION}")
-        try:
-            return msgspec.convert(fields, cls)
-        except msgspec.ValidationError as error:
-            raise ValueError(validation_message(error, fields, "the result is damaged")) from None
+        return convert(fields, cls, "the result is damaged")
 
     @property
     def fields(self) -> dict[str, Any]:

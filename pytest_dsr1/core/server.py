@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+from pytest_dsr1.core.config import SweepConfig, leaderboard_for
 
 #: The embedded engine's name in /server_info.
 REFERENCE_ENGINE = "pytest-dsr1-reference"
@@ -72,8 +75,26 @@ class Served:
     concurrent_servers: int = 1
 
     def __post_init__(self) -> None:
-        # Paths are appended to it.
+        # Paths are appended to the URL; the name is written to files.
         object.__setattr__(self, "url", self.url.rstrip("/"))
+        object.__setattr__(self, "model", _encodable(self.model))
+
+    @classmethod
+    def from_answers(cls, url: str, model: str, info: Mapping[str, Any], tp: int | None = None) -> Served:
+        """What a server is by its own answers.
+
+        :param tp: `--tp` as typed. Used, and marked as assumed, only where the server does not report its GPUs.
+        """
+        reference = info.get("engine") == REFERENCE_ENGINE
+        num_gpus = 1 if reference else count_gpus(info)
+        return cls(
+            url=url,
+            model=model,
+            engine="reference" if reference else "external",
+            info=info,
+            num_gpus=tp if num_gpus is None else num_gpus,
+            num_gpus_source="server" if num_gpus is not None else "unknown" if tp is None else "assumed",
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,38 +121,19 @@ class Served:
     def to_fields(self) -> dict[str, Any]:
         """The `server` object of a result.
 
-        Only listed fields of `info` are in it, so no secrets.
+        Of `info` it has only the listed fields, so no secrets. A character that UTF-8 cannot encode becomes `?`.
         """
-        fields: dict[str, Any] = {
-            "url": self.url,
-            "engine": self.engine,
-            "model": self.model,
-            "num_gpus": self.num_gpus,
-            "num_gpus_source": self.num_gpus_source,
-            "info": self.kept_info,
-            "concurrent_servers": self.concurrent_servers,
-        }
-        if self.process is not None:
-            fields["process"] = dict(self.process)
-        if self.launch is not None:
-            fields["launch"] = dict(self.launch)
+        kept = {key: self.info[key] for key in _KEPT if self.info.get(key) is not None}
+        text = json.dumps(vars(self) | {"info": kept}, ensure_ascii=False, default=str)
+        fields: dict[str, Any] = json.loads(_encodable(text))
         return fields
-
-    @property
-    def kept_info(self) -> dict[str, Any]:
-        """The part of `info` that is kept with a result: version and arguments."""
-        return {key: self.info[key] for key in _KEPT if self.info.get(key) is not None}
-
-
-def identity_changes(before: Served, after: Served) -> tuple[str, ...]:
-    """Differences that show another server, or other arguments of the same one."""
-    return changes_between(before.to_fields(), after.to_fields())
 
 
 def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same for the `server` objects of two results.
+    """Differences that show another server, or other arguments of the same one.
 
-    A field that only one of them has is not a change: /server_info may have failed once, or report more than before.
+    Compares the `server` objects of two results. A field that only one of them has is not a change: /server_info may
+    have failed once, or report more than before.
     """
     one, other = _identity(before), _identity(after)
     return tuple(
@@ -145,6 +147,11 @@ def _identity(server: Mapping[str, Any]) -> dict[str, Any]:
     return {**said, **process, **(server.get("info") or {})}
 
 
+def _encodable(text: str) -> str:
+    """`text` without lone surrogates, which JSON can hold and UTF-8 cannot."""
+    return text.encode(errors="replace").decode()
+
+
 def is_loopback(url: str) -> bool:
     """Whether `url` points to this machine; proxies are not used for such URLs."""
     host = urlsplit(url).hostname or ""
@@ -154,23 +161,22 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def describe(url: str, model: str, info: Mapping[str, Any], tp: int | None = None) -> Served:
-    """A `Served` from a server's answers.
+def server_problem(config: SweepConfig, why: str, *, reference: bool, gpus_known: bool) -> str:
+    """Why no result of this server could be submitted; empty if it could.
 
-    :param tp: `--tp` as typed. Used, and marked as assumed, only where the server does not report its GPUs.
+    :param why: Which server was chosen, and the reason.
+    :param reference: Whether it is the reference engine.
     """
-    if info.get("engine") == REFERENCE_ENGINE:
-        return Served(url=url, model=model, engine="reference", info=info, num_gpus=1, num_gpus_source="server")
-    num_gpus = count_gpus(info)
-    source = "server" if num_gpus is not None else "assumed" if tp is not None else "unknown"
-    return Served(
-        url=url,
-        model=model,
-        engine="external",
-        info=info,
-        num_gpus=num_gpus if num_gpus is not None else tp,
-        num_gpus_source=source,
-    )
+    urls = [leaderboard_for(scenario, config.leaderboard_url) for scenario in config.scenarios]
+    if reference and not all(url is not None and is_loopback(url) for url in urls):
+        return (
+            f"mode submit, but served by {why}: results of the reference engine are only sent to a leaderboard on this "
+            "machine; name the server to be measured with --server-url, or rehearse with --leaderboard-url "
+            "http://127.0.0.1:PORT (start a leaderboard with: pytest-dsr1 leaderboard serve)"
+        )
+    if not gpus_known:
+        return "mode submit needs a throughput per GPU, and the server does not say how many GPUs it has; type --tp N"
+    return ""
 
 
 def count_gpus(info: Mapping[str, Any]) -> int | None:

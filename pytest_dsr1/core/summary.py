@@ -1,15 +1,16 @@
-"""The state of each point of a batch, and the text of summary.txt."""
+"""From the reports of tests to the states of points, and to summary.txt.
+
+A point has several tests, and a test of a user's own may measure several points.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 from pytest_dsr1.core.config import Mode, Scenario
-from pytest_dsr1.core.text import one_line, validation_message
+from pytest_dsr1.core.text import one_line
 
 _RULER = "=" * 44
 
@@ -73,20 +74,26 @@ class PointState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One scenario's part of a sweep: everything that summary.txt shows.
+    """One scenario's part of a sweep: what summary.txt shows, as batch.json holds it.
 
-    :param folder: Name of the batch folder.
     :param started: Epoch seconds of the first start; a resumed run keeps it.
     :param points: In sweep order.
     :param notes: Further messages for the reader, one line each.
     """
 
-    scenario: Scenario
+    isl: int
+    osl: int
     mode: Mode
-    folder: str
     started: float
     points: tuple[PointState, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        Scenario(self.isl, self.osl)  # refuses lengths below 1
+
+    @property
+    def scenario(self) -> Scenario:
+        return Scenario(self.isl, self.osl)
 
     def point(self, conc: int) -> PointState:
         return next(state for state in self.points if state.conc == conc)
@@ -111,42 +118,23 @@ class Batch:
     def count(self, status: Status) -> int:
         return sum(state.status is status for state in self.points)
 
-    def to_fields(self) -> dict[str, Any]:
-        """The JSON object of batch.json: flat lengths, without the folder's name."""
-        # Not at the top: the plugin imports this module in every pytest session, and msgspec takes 45 ms.
-        import msgspec
 
-        fields = msgspec.to_builtins(self)
-        del fields["folder"]
-        return {**fields.pop("scenario"), **fields}
+def render_summary(batch: Batch, folder: str) -> str:
+    """The text of summary.txt for the present state, complete or not.
 
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any], folder: str) -> Batch:
-        """The inverse of `to_fields`.
-
-        :raises ValueError: The fields are not those of a batch; the message names the field.
-        """
-        import msgspec
-
-        try:
-            return msgspec.convert({**fields, "scenario": fields, "folder": folder}, cls)
-        except msgspec.ValidationError as error:
-            raise ValueError(validation_message(error, fields, "batch")) from None
-
-
-def render_summary(batch: Batch) -> str:
-    """The text of summary.txt for the present state, complete or not."""
-    isl, osl, total = batch.scenario.isl, batch.scenario.osl, len(batch.points)
+    :param folder: Name of the batch folder.
+    """
+    total = len(batch.points)
     return "\n".join(
         [
             "Multi-Concurrency Test Results",
-            f"ISL: {isl}, OSL: {osl}",
+            f"ISL: {batch.isl}, OSL: {batch.osl}",
             f"Mode: {batch.mode}",
             f"Time: {time.ctime(batch.started)}",
             _RULER,
             "",
             *(
-                f"[{place}/{total}] ISL={isl} OSL={osl} CONC={state.conc}: {state.words}"
+                f"[{place}/{total}] ISL={batch.isl} OSL={batch.osl} CONC={state.conc}: {state.words}"
                 for place, state in enumerate(batch.points, start=1)
             ),
             "",
@@ -157,7 +145,7 @@ def render_summary(batch: Batch) -> str:
             f"Passed: {batch.count(Status.PASSED)}",
             f"Failed: {batch.count(Status.FAILED)}",
             "",
-            f"Results saved in: {batch.folder}/",
+            f"Results saved in: {folder}/",
             _RULER,
             *batch.notes,
             "",

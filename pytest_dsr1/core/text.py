@@ -1,9 +1,15 @@
-"""Texts for messages: a value, a reason, a duration, what is wrong with a file."""
+"""Texts for messages; JSON that is read, with messages about what is wrong."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+H = TypeVar("H", bound=Hashable)
 
 #: Numbers longer than this are not printed; Python itself refuses to print integers of more than 4,300 digits.
 _LONGEST_INT_BITS = 128
@@ -54,30 +60,49 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def validation_message(error: Exception, document: object, name: str) -> str:
-    """msgspec's error about `document`, with its place in words and what was found.
+def repeated(values: Iterable[H]) -> H | None:
+    """A value that is there twice; None if all differ."""
+    return next((value for value, count in Counter(values).items() if count > 1), None)
 
-    "Expected `int`, got `str` - at `$.rows[0].isl`" becomes "NAME, row 1, isl: expected int, found 'x'".
 
-    :param error: A `msgspec.ValidationError`.
-    :param document: The mapping or list that did not validate.
-    :param name: What the document was read from.
+def parse_json(text: str, name: str) -> Any:
+    """The document in `text`; errors call it `name`.
+
+    :raises ValueError: It is not JSON.
     """
-    complaint, _, path = str(error).replace("`", "").partition(" - at $")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: not JSON: {error}") from None
+
+
+def convert(document: object, kind: type[T], name: str) -> T:
+    """`document`, a mapping or list, as a struct or dataclass; errors call it `name`.
+
+    msgspec's "Expected `int`, got `str` - at `$.rows[0].isl`" becomes "NAME, row 1, isl: expected int, found 'x'".
+
+    :raises ValueError: A field is missing, unknown or of the wrong type; the message says where and what was found.
+    """
+    # Not at the top: options are read with this module, and msgspec takes 45 ms to import.
+    import msgspec
+
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        complaint, _, path = str(error).replace("`", "").partition(" - at $")
     place, found = [name], document
     for field, index in re.findall(r"\.(\w+)|\[([\d.]+)\]", path):
         if index == "...":
             # msgspec does not say which key of a mapping it was.
-            return f"{', '.join(place)}: {complaint}"
+            raise ValueError(f"{', '.join(place)}: {complaint}")
         if index:
             place[-1] = f"{place[-1].removesuffix('s')} {int(index) + 1}"
             found = found[int(index)] if isinstance(found, list | tuple) else None
         else:
             place.append(field)
             found = found.get(field) if isinstance(found, Mapping) else None
-    where = ", ".join(place)
     if complaint.startswith("Expected "):
-        expected = complaint.partition(", got ")[0].removeprefix("Expected ")
-        return f"{where}: expected {expected}, found {shown(found)}"
+        complaint = f"e{complaint.partition(', got ')[0][1:]}, found {shown(found)}"
     complaint = complaint.replace("Object missing required field", "lacks the field")
-    return f"{where}: {complaint.replace('Object contains unknown field', 'has the unknown field')}"
+    complaint = complaint.replace("Object contains unknown field", "has the unknown field")
+    raise ValueError(f"{', '.join(place)}: {complaint}")

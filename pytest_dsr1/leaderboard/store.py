@@ -14,8 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pytest_dsr1.core.config import Scenario
-from pytest_dsr1.core.routing import team_problem
+from pytest_dsr1.core.config import Scenario, team_problem
 from pytest_dsr1.leaderboard.scoring import Row
 from pytest_dsr1.submit.schema import B200_FIELDS, LABELS, Field
 

@@ -248,10 +248,8 @@ def _events(reply: Reply) -> str:
 
 
 def _loop_lag(late_ns: Sequence[int]) -> LoopLag:
-    if not late_ns:
-        return LoopLag(p50_ms=0.0, p99_ms=0.0, max_ms=0.0, ticks=0)
-    p50_ms, p99_ms, max_ms = (float(value) / 1e6 for value in np.percentile(late_ns, (50, 99, 100)))
-    return LoopLag(p50_ms=p50_ms, p99_ms=p99_ms, max_ms=max_ms, ticks=len(late_ns))
+    p50, p99, largest = (np.percentile(late_ns or [0], (50, 99, 100)) / 1e6).tolist()
+    return LoopLag(p50=p50, p99=p99, max=largest, ticks=len(late_ns))
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def gate_or_off(text: str) -> bool:
 
 def team(text: str) -> str:
     """A team's name as it is submitted."""
-    from pytest_dsr1.core.routing import team_problem
+    from pytest_dsr1.core.config import team_problem
 
     if problem := team_problem(text):
         raise NotAcceptedError(problem)

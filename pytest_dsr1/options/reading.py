@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1.core.config import Engine, Mode, Scenario, SweepConfig
-from pytest_dsr1.core.routing import routing_problem
+from pytest_dsr1.core.config import Engine, Mode, Scenario, SweepConfig, routing_problem
 from pytest_dsr1.core.text import one_line
 from pytest_dsr1.options.kinds import NotAcceptedError
 from pytest_dsr1.options.table import BY_NAME, OPTIONS, Option

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import requests
 import tenacity
 
-from pytest_dsr1.core.server import Served, describe, is_loopback
+from pytest_dsr1.core.server import Served, is_loopback
 from pytest_dsr1.servers import ServerError
 from pytest_dsr1.servers.ports import holder_of
 
@@ -156,7 +156,7 @@ def inspect(url: str, model: str | None = None, *, insist: bool = True, tp: int 
     for key, name in (("max_model_len", "max_model_len"), ("root", "model_path")):
         if models[model].get(key) is not None:
             info.setdefault(name, models[model][key])
-    return replace(describe(url, model, info, tp), process=_process(url))
+    return replace(Served.from_answers(url, model, info, tp), process=_process(url))
 
 
 def _process(url: str) -> dict[str, Any] | None:

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_dsr1 import collection, preflight
-from pytest_dsr1.batch.batches import Batches
-from pytest_dsr1.batch.journal import Journal, JournalError
+from pytest_dsr1.batch.journal import Batches, Journal, JournalError
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.summary import Status
 from pytest_dsr1.options import reading

@@ -17,8 +17,7 @@ import pytest
 
 from pytest_dsr1 import preflight, pytest_internals
 from pytest_dsr1.batch import read_result
-from pytest_dsr1.batch.batches import Batches
-from pytest_dsr1.batch.journal import Journal, JournalError
+from pytest_dsr1.batch.journal import Batches, Journal, JournalError
 from pytest_dsr1.bench import AroundLoad, Bench, Progress
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, SweepConfig
@@ -165,7 +164,7 @@ class Sweep:
     def join(self, nodeid: str, point: Point, test: str) -> None:
         if test not in self.ledger.tests_of(point):
             self.ledger.select([PointTest(nodeid, point, test)])
-            self.batches.of(point.scenario).add(point.conc, self.ledger.tests_of(point))
+            self.batches.select(self.ledger)
             self.batches.start(self.ledger.start(nodeid))
 
     # -- the server ---------------------------------------------------------------------------------------------------

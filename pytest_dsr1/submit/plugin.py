@@ -15,10 +15,9 @@ import pytest
 
 from pytest_dsr1.batch.journal import Journal, JournalError
 from pytest_dsr1.batch.published import b200_table
-from pytest_dsr1.core.config import Point, Scenario, SweepConfig
+from pytest_dsr1.core.config import Point, Scenario, SweepConfig, leaderboard_for
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.core.routing import leaderboard_for, server_problem
-from pytest_dsr1.core.server import Served, is_loopback
+from pytest_dsr1.core.server import Served, is_loopback, server_problem
 from pytest_dsr1.options import reading
 from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
 from pytest_dsr1.submit.entry import Objections, own_objections

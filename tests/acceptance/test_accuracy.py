@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pytest_dsr1.accuracy import AccuracyError, AccuracyMeasurement, evaluate, warm_up_imports
+from pytest_dsr1.accuracy import AccuracyError, evaluate, warm_up_imports
 from pytest_dsr1.accuracy.documents import AccuracyTask, Document
 from pytest_dsr1.accuracy.tokenizer import Tokenizer
+from pytest_dsr1.core.gate import AccuracyFigures, MeasuredTask
 from pytest_dsr1.core.server import Served
 from tests.servers.echo import BOS, EchoServer, encode, logprob
 
@@ -42,25 +43,25 @@ def served(url: str, model: str = "m") -> Served:
 
 def measured(
     server: EchoServer, concurrency: int = 4, task: AccuracyTask = TASK, **options: Any
-) -> AccuracyMeasurement:
+) -> tuple[AccuracyFigures, MeasuredTask]:
     return evaluate(task, served(server.url, "known-model"), TOKENIZER, concurrency, **options)
 
 
 def test_figures_are_the_closed_form_of_known_logprobs() -> None:
     """Every byte is scored once; the three figures follow from one sum."""
     with EchoServer().running() as server:
-        result = measured(server)
+        figures, _ = measured(server)
     total = math.fsum(logprob(token) for document in TASK.documents for token in encode(document.text))
-    assert result.figures.bits_per_byte == pytest.approx(-total / TASK.bytes / math.log(2), rel=1e-12)
-    assert result.figures.byte_perplexity == pytest.approx(math.exp(-total / TASK.bytes), rel=1e-12)
-    assert result.figures.word_perplexity == pytest.approx(math.exp(-total / TASK.words), rel=1e-12)
-    assert result.figures.bits_per_byte == pytest.approx(math.log2(result.figures.byte_perplexity), rel=1e-12)
+    assert figures.bits_per_byte == pytest.approx(-total / TASK.bytes / math.log(2), rel=1e-12)
+    assert figures.byte_perplexity == pytest.approx(math.exp(-total / TASK.bytes), rel=1e-12)
+    assert figures.word_perplexity == pytest.approx(math.exp(-total / TASK.words), rel=1e-12)
+    assert figures.bits_per_byte == pytest.approx(math.log2(figures.byte_perplexity), rel=1e-12)
 
 
 def test_a_measurement_says_what_it_is_one_of() -> None:
     """Task, sizes, tokenizer and concurrency go with the figures."""
     with EchoServer().running() as server:
-        result = measured(server, concurrency=3)
+        _, result = measured(server, concurrency=3)
         requests = len(server.payloads)
     assert (result.task, result.documents, result.words, result.bytes) == ("known", 12, TASK.words, TASK.bytes)
     assert result.tokens == TASK.bytes
@@ -98,14 +99,14 @@ def test_so_many_requests_are_in_flight_as_asked(concurrency: int) -> None:
 def test_figures_are_the_same_at_every_concurrency() -> None:
     """To the last bit: the order of replies does not enter the sum."""
     with EchoServer().running() as server:
-        assert len({measured(server, concurrency).figures for concurrency in (1, 3, 64)}) == 1
+        assert len({measured(server, concurrency)[0] for concurrency in (1, 3, 64)}) == 1
 
 
 def test_progress_is_told_after_each_request() -> None:
     """Done, of how many."""
     told: list[tuple[int, int]] = []
     with EchoServer().running() as server:
-        result = measured(server, progress=lambda *counts: told.append(counts))
+        _, result = measured(server, progress=lambda *counts: told.append(counts))
     assert told == [(done, result.requests) for done in range(1, result.requests + 1)]
 
 
@@ -149,7 +150,7 @@ def test_a_refusal_is_not_repeated(status: int) -> None:
 def test_a_connection_cut_once_is_tried_again() -> None:
     """A server may close a kept connection just when it is used."""
     with EchoServer(hang_ups=1).running() as server:
-        assert measured(server).requests == len(server.payloads) - 1
+        assert measured(server)[1].requests == len(server.payloads) - 1
 
 
 def test_a_server_that_hangs_up_is_an_error() -> None:

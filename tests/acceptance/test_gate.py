@@ -7,17 +7,18 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
-from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate
+from pytest_dsr1.accuracy import evaluate
 from pytest_dsr1.accuracy.documents import task_for
 from pytest_dsr1.accuracy.tokenizer import find_tokenizer
 from pytest_dsr1.core.gate import (
     AccuracyBaseline,
     AccuracyFigures,
+    MeasuredTask,
     Verdict,
-    applicable,
     baselines_from_json,
     baselines_to_json,
     judge,
@@ -30,11 +31,12 @@ from tools.quantize_reference import quantised_copy
 
 WEIGHTS = ROOT / "pytest_dsr1" / "reference" / "weights"
 LENGTHS = ("--isl", "32", "--osl", "1")
+Measured: TypeAlias = tuple[AccuracyFigures, MeasuredTask]
 #: Three documents are judged as the whole corpus is, in a tenth of the time.
 LIMIT = ("--accuracy-limit", "3", "--conc", "4")
 
 
-def measured(url: str, concurrency: int = 8) -> AccuracyMeasurement:
+def measured(url: str, concurrency: int = 8) -> Measured:
     """Accuracy of the engine at `url` on its whole corpus."""
     served = inspect(url)
     return evaluate(task_for(reference=True), served, find_tokenizer(None, served), concurrency)
@@ -49,9 +51,9 @@ def published() -> AccuracyBaseline:
     return baseline
 
 
-def judged(measurement: AccuracyMeasurement, baseline: AccuracyBaseline) -> Verdict:
-    found = applicable(baseline.model, measurement.task, published=[baseline])
-    return judge(measurement.figures, found, model=baseline.model, task=measurement.task)
+def judged(measurement: Measured, baseline: AccuracyBaseline) -> Verdict:
+    figures, measured_on = measurement
+    return judge(figures, model=baseline.model, task=measured_on.task, published=[baseline])
 
 
 class TestModel:
@@ -67,14 +69,14 @@ class TestModel:
         self, published: AccuracyBaseline, reference_url: str, concurrency: int
     ) -> None:
         """At every concurrency, far closer than the gate demands: only the order of float32 sums differs."""
-        for name, value in measured(reference_url, concurrency).figures:
+        for name, value in measured(reference_url, concurrency)[0]:
             assert value == pytest.approx(dict(published.figures)[name], rel=1e-4)
 
     def test_int8_per_channel_passes(self, published: AccuracyBaseline, tmp_path: Path) -> None:
         """Careful rounding costs less than 0.3 % on every figure."""
         measurement = self.quantised("int8", tmp_path)
         assert judged(measurement, published).passed
-        for name, value in measurement.figures:
+        for name, value in measurement[0]:
             assert value == pytest.approx(dict(published.figures)[name], rel=0.003)
 
     def test_int4_with_one_scale_fails(self, published: AccuracyBaseline, tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ class TestModel:
         assert verdict.reason.startswith("accuracy gate: word_perplexity ")
 
     @staticmethod
-    def quantised(scheme: str, folder: Path) -> AccuracyMeasurement:
+    def quantised(scheme: str, folder: Path) -> Measured:
         with running_engine(folder, quantised_copy(WEIGHTS, folder / scheme, scheme)) as served:
             return measured(served.url)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,11 +16,9 @@ from pytest_dsr1.core.gate import (
     AccuracyFigures,
     GateStatus,
     Verdict,
-    applicable,
     baselines_from_json,
     baselines_to_json,
     judge,
-    merged,
 )
 
 MODEL = "amd/DeepSeek-R1-0528-MXFP4-Preview"
@@ -39,7 +38,7 @@ baselines = st.builds(
 
 
 def judged(figures: AccuracyFigures, baseline: AccuracyBaseline | None = BASELINE) -> Verdict:
-    return judge(figures, baseline, model=MODEL, task=TASK)
+    return judge(figures, model=MODEL, task=TASK, published=[] if baseline is None else [baseline])
 
 
 def scaled(by: float, *names: str) -> AccuracyFigures:
@@ -49,7 +48,9 @@ def scaled(by: float, *names: str) -> AccuracyFigures:
 
 def test_the_baselines_own_figures_pass() -> None:
     """A model that scores its baseline passes, with nothing to say."""
-    assert judged(FIGURES) == Verdict(GateStatus.PASSED, "", BASELINE)
+    assert judged(FIGURES) == Verdict(
+        status=GateStatus.PASSED, baselines=FIGURES, threshold_multiplier=1.03, baseline_source="published"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, _ in FIGURES])
@@ -149,8 +150,8 @@ def with_entry(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{", "mine.json is not JSON"),
-        ("[" * 100_000, "mine.json is not JSON"),
+        ("{", "mine.json: not JSON"),
+        ("[" * 100_000, "mine.json: not JSON"),
         ("[]", "mine.json .* expected schema 'pytest-dsr1/accuracy-baselines', found a list"),
         ('{"schema": "other"}', "expected schema 'pytest-dsr1/accuracy-baselines', found 'other'"),
         (baselines_to_json([]).replace('"version": 1', '"version": 2'), "mine.json has version 2 .* reads 1"),
@@ -163,7 +164,10 @@ def with_entry(**changes: object) -> str:
         ),
         (with_entry(figures={**dict(FIGURES), "bits_per_byte": True}), "bits_per_byte: expected float, found true"),
         (with_entry(figures={**dict(FIGURES), "bits_per_byte": -1}), "mine.json, baseline 1: bits_per_byte .* is -1"),
-        (baselines_to_json([BASELINE, BASELINE]), "mine.json has two baselines for"),
+        (
+            baselines_to_json([BASELINE, dataclasses.replace(BASELINE, task="x")]).replace('"x"', f'"{TASK}"'),
+            "mine.json has two baselines for",
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_refused_by_name(text: str, complaint: str) -> None:
@@ -183,19 +187,23 @@ def test_recording_replaces_only_the_same_model_and_task() -> None:
     """A file collects baselines of several models."""
     other = dataclasses.replace(BASELINE, model="other")
     again = dataclasses.replace(BASELINE, figures=scaled(1.01))
-    assert merged([BASELINE, other], again) == (again, other)
-    assert merged([other], BASELINE) == (other, BASELINE)
+    assert baselines_from_json(baselines_to_json([BASELINE, other, again]), "file") == (again, other)
+
+
+def source(task: str = TASK, model: str = MODEL, **baselines: Any) -> str | None:
+    """Where the baseline that is compared with comes from."""
+    return judge(FIGURES, model=model, task=task, **baselines).baseline_source
 
 
 def test_a_given_baseline_comes_before_a_published_one_except_in_submit_mode() -> None:
     """What is submitted is judged by what is published."""
     mine = dataclasses.replace(BASELINE, source="mine")
-    assert applicable(MODEL, TASK, published=[BASELINE], given=[mine]) is mine
-    assert applicable(MODEL, TASK, published=[BASELINE], given=[mine], submit=True) is BASELINE
-    assert applicable(MODEL, TASK, published=[], given=[mine], submit=True) is mine
+    assert source(published=[BASELINE], given=[mine]) == "mine"
+    assert source(published=[BASELINE], given=[mine], submit=True) == "published"
+    assert source(published=[], given=[mine], submit=True) == "mine"
 
 
 def test_a_baseline_holds_for_its_model_and_its_task_only() -> None:
     """The first N documents, say, are another task."""
-    assert applicable(MODEL, f"{TASK}[:5]", published=[BASELINE]) is None
-    assert applicable("other", TASK, published=[BASELINE]) is None
+    assert source(f"{TASK}[:5]", published=[BASELINE]) is None
+    assert source(model="other", published=[BASELINE]) is None

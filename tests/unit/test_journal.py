@@ -51,6 +51,7 @@ def write_result(journal: Journal, conc: int, written: float, status: str = "PAS
 def test_exists_from_the_first_second(tmp_path: Path, clock: Clock) -> None:
     """A batch without points has a summary already."""
     journal = Journal.create(tmp_path, SCENARIO, Mode.PERF, {}, clock)
+    journal.lock()
     assert "Total tests: 0" in summary(journal)
 
 
@@ -115,10 +116,10 @@ def test_damaged_result_does_not_count(journal: Journal, clock: Clock) -> None:
     ("content", "message"),
     [
         (None, "is no batch folder"),
-        ("{", "is damaged"),
-        ("[]", "is damaged"),
+        ("{", "cannot be resumed: "),
+        ("[]", "cannot be resumed: "),
         ('{"schema_version": 99}', "schema version 99"),
-        ('{"schema_version": 1, "options": {}, "batch": {"isl": 0}}', "is damaged"),
+        ('{"schema_version": 1, "options": {}, "batch": {"isl": 0}}', "cannot be resumed: "),
     ],
 )
 def test_what_is_no_batch_says_so(tmp_path: Path, content: str | None, message: str) -> None:

@@ -17,9 +17,9 @@ from msgspec.structs import replace
 from pytest_dsr1.core.baselines import B200Row, B200Table
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.evidence import Evidence, Finding, Severity, reject, warn
-from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, AccuracyFigures, judge
+from pytest_dsr1.core.gate import NOT_RUN, AccuracyBaseline, AccuracyFigures, MeasuredTask, judge
 from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
-from pytest_dsr1.core.result import Result
+from pytest_dsr1.core.result import Result, SamplesFile
 from pytest_dsr1.core.server import Served
 from tests.simulated_runs import closed_loop
 
@@ -32,27 +32,32 @@ ROW = B200Row(
 TABLE = B200Table(name="t", source="t", gpus=8, range_ratio=0.8, remark="all rows", rows=(ROW,))
 RUN = closed_loop(concurrency=4, num_prompts=40, length=lambda index: 6)
 LOAD = LoadRecord(
-    run=RUN, vocab_size=1000, vocab_source="--vocab-size", prompts_sha256="ab", samples_file=("samples.npz", "cd")
+    run=RUN,
+    vocab_size=1000,
+    vocab_source="--vocab-size",
+    prompts_sha256="ab",
+    samples_file=SamplesFile(file="samples.npz", sha256="cd"),
 )
 FIGURES = AccuracyFigures(bits_per_byte=0.4485, byte_perplexity=1.3646, word_perplexity=3.2522)
-DETAILS = {
-    "task": "task",
-    "documents": 1,
-    "tokens": 2,
-    "words": 3,
-    "bytes": 4,
-    "requests": 5,
-    "concurrency": 4,
-    "seconds": 1.5,
-    "tokenizer": "model",
-    "prefix_token_id": 0,
-}
+TASK = MeasuredTask(
+    task="task",
+    documents=1,
+    tokens=2,
+    words=3,
+    bytes=4,
+    requests=5,
+    concurrency=4,
+    seconds=1.5,
+    tokenizer="model",
+    prefix_token_id=0,
+)
 
 
 def accuracy(figures: AccuracyFigures = FIGURES, *, baseline: bool = True) -> AccuracyRecord:
     """What the gate says of `figures`."""
-    known = AccuracyBaseline("model", "task", FIGURES, "published") if baseline else None
-    return AccuracyRecord(verdict=judge(figures, known, model="model", task="task"), figures=figures, details=DETAILS)
+    published = [AccuracyBaseline("model", "task", FIGURES, "published")] if baseline else []
+    verdict = judge(figures, model="model", task="task", published=published)
+    return AccuracyRecord(verdict=verdict, figures=figures, task=TASK)
 
 
 def result(load: LoadRecord | None = LOAD, gate: AccuracyRecord | None = None, **changed: Any) -> Result:

@@ -40,7 +40,7 @@ def test_round_trip(tmp_path: Path) -> None:
         num_prompts=3,
         cpu_s=0.25,
         wall_s=1.5,
-        loop_lag=LoopLag(p50_ms=0.1, p99_ms=0.2, max_ms=0.3, ticks=20),
+        loop_lag=LoopLag(p50=0.1, p99=0.2, max=0.3, ticks=20),
         reconnects=1,
         aborted="why",
     )
@@ -58,7 +58,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_a_run_without_requests(tmp_path: Path) -> None:
     """A server that was never reached leaves a file all the same."""
-    lag = LoopLag(p50_ms=0, p99_ms=0, max_ms=0, ticks=0)
+    lag = LoopLag(p50=0, p99=0, max=0, ticks=0)
     run = LoadRun(samples=[], concurrency=1, num_prompts=3, cpu_s=0, wall_s=0, loop_lag=lag, aborted="unreachable")
     (tmp_path / "samples.npz").write_bytes(samples_to_bytes(run))
     assert read_samples(tmp_path / "samples.npz").aborted == "unreachable"

@@ -106,9 +106,7 @@ def test_no_leaderboard_is_no_error(tmp_path: Path) -> None:
     journal = finished_batch(tmp_path, "")
     sweep = FakeSweep(None, journal)
     sweep.config = SweepConfig(scenarios=(SCENARIO,), mode=Mode.SUBMIT, team="Team")
-    journal.batch = type(journal.batch)(
-        scenario=type(SCENARIO)(16, 32), mode=Mode.SUBMIT, folder=journal.batch.folder, started=0.0
-    )
+    journal.batch = type(journal.batch)(isl=16, osl=32, mode=Mode.SUBMIT, started=0.0)
     status, shown = finish(sweep)
     assert status == 0
     assert "ISL/OSL 16/32" in shown

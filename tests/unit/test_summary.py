@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 
+import msgspec
 import pytest
 
-from pytest_dsr1.core.config import Mode, Scenario
+from pytest_dsr1.core.config import Mode
 from pytest_dsr1.core.summary import Batch, PointState, Status, render_summary
+from pytest_dsr1.core.text import convert
 
+FOLDER = "batch_isl1024_osl1024_20251125_150000"
 STARTED = time.mktime((2025, 11, 25, 15, 0, 0, 0, 0, -1))
 
 
 @pytest.fixture
 def batch() -> Batch:
     return Batch(
-        scenario=Scenario(1024, 1024),
+        isl=1024,
+        osl=1024,
         mode=Mode.SUBMIT,
-        folder="batch_isl1024_osl1024_20251125_150000",
         started=STARTED,
         points=tuple(PointState(conc=conc, tests=("test_accuracy", "test_perf")) for conc in (4, 8, 16, 32, 64)),
     )
@@ -39,7 +41,7 @@ def test_every_status_has_its_words(batch: Batch) -> None:
         .with_note("server: started once")
     )
 
-    assert render_summary(batch) == (
+    assert render_summary(batch, FOLDER) == (
         """\
 Multi-Concurrency Test Results
 ISL: 1024, OSL: 1024
@@ -73,25 +75,25 @@ def test_complete_once_every_point_passed_or_failed(batch: Batch) -> None:
         batch = batch.with_point(ended(conc, Status.PASSED, 1))
     assert not batch.complete
     assert not batch.with_point(ended(64, Status.INTERRUPTED, 1)).complete
-    assert "Test Complete!" in render_summary(batch.with_point(ended(64, Status.FAILED, 1, "why")))
+    assert "Test Complete!" in render_summary(batch.with_point(ended(64, Status.FAILED, 1, "why")), FOLDER)
 
 
 def test_reason_stays_on_its_line(batch: Batch) -> None:
     """A reason of several lines becomes one, and no escape sequence of a server's reaches a terminal."""
-    text = render_summary(batch.with_point(ended(4, Status.FAILED, 1, "first\n  second\x1b[2J naïve")))
+    text = render_summary(batch.with_point(ended(4, Status.FAILED, 1, "first\n  second\x1b[2J naïve")), FOLDER)
     assert "CONC=4: FAILED (1s) first second [2J naïve\n" in text
 
 
 def test_survives_json(batch: Batch) -> None:
     """What is stored is what is read back."""
     batch = batch.with_point(ended(8, Status.FAILED, 3.5, "why")).with_note("a note")
-    assert Batch.from_fields(batch.to_fields(), batch.folder) == batch
+    assert convert(msgspec.to_builtins(batch), Batch, "batch") == batch
 
 
 def test_its_json_is_that_of_batch_json(batch: Batch) -> None:
     """Folders of an earlier version are resumed, and an earlier version resumes ours."""
     batch = replace(batch, points=(ended(8, Status.FAILED, 3.5, "why"),), notes=("a note",))
-    fields = json.loads(json.dumps(batch.to_fields()))
+    fields = msgspec.json.decode(msgspec.json.encode(batch))
     assert fields == {
         "isl": 1024,
         "osl": 1024,
@@ -111,7 +113,7 @@ def test_its_json_is_that_of_batch_json(batch: Batch) -> None:
         "notes": ["a note"],
     }
     del fields["points"][0]["lost"]
-    assert Batch.from_fields(fields, batch.folder) == batch
+    assert convert(fields, Batch, "batch") == batch
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_its_json_is_that_of_batch_json(batch: Batch) -> None:
 def test_fields_of_something_else_are_refused(batch: Batch, changed: dict[str, object], message: str) -> None:
     """The error names the point and the field."""
     with pytest.raises(ValueError, match=message):
-        Batch.from_fields(batch.to_fields() | changed, batch.folder)
+        convert(msgspec.to_builtins(batch) | changed, Batch, "batch")
 
 
 def test_note_is_said_once(batch: Batch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dsr1.core.text import one_line, shown, validation_message
+from pytest_dsr1.core.text import convert, one_line, shown
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,6 @@ class Table(msgspec.Struct):
 )
 def test_a_validation_error_in_words(document: object, message: str) -> None:
     """File, row and field, what was expected and what was found."""
-    with pytest.raises(msgspec.ValidationError) as caught:
-        msgspec.convert(document, Table)
-    assert validation_message(caught.value, document, "t.json") == message
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared as a whole
+        convert(document, Table, "t.json")
+    assert str(caught.value) == message

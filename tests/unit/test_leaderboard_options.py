@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_dsr1.core.config import ALL_SCENARIOS, Scenario, SweepConfig
-from pytest_dsr1.core.routing import MAX_TEAM, leaderboard_for, routing_problem, server_problem, team_problem
+from pytest_dsr1.core.config import (
+    ALL_SCENARIOS,
+    MAX_TEAM,
+    Scenario,
+    SweepConfig,
+    leaderboard_for,
+    routing_problem,
+    team_problem,
+)
+from pytest_dsr1.core.server import server_problem
 
 
 def test_competition_has_three_spaces() -> None:
