@@ -15,7 +15,7 @@ from pytest_dsr1.servers import Reporter, ServerError, probe
 from pytest_dsr1.servers.launch import Launch
 from pytest_dsr1.servers.log import LogReader, cause_of_end, new_log, progress_of, tail_of, telling_lines
 from pytest_dsr1.servers.ports import holder_of, is_descendant, is_taken
-from pytest_dsr1.servers.process import Ended, ServerProcess
+from pytest_dsr1.servers.process import ServerProcess
 
 #: Between SIGTERM and SIGKILL. SGLang first finishes the requests in flight; idle, it ends within 3 to 6 s.
 STOP_GRACE_S = 20.0
@@ -60,7 +60,7 @@ class LaunchedServer:
     @property
     def pid(self) -> int | None:
         """Of the running server."""
-        return self._process.pid if self._process is not None and self._process.ended is None else None
+        return self._process.pid if self._process is not None and not self._process.ended else None
 
     @property
     def url(self) -> str | None:
@@ -104,14 +104,12 @@ class LaunchedServer:
         return self._end_problem(_DYING_S) or f"{silence}; see {self._log}{_quoted(tail_of(self._log))}"
 
     def stop(self) -> None:
-        if self.kept:
+        if self._process is None or self._process.kept:
             return
-        if self._keep and self.pid is not None and self._start_s is not None:
-            assert self._process is not None
+        if self._keep and self._start_s is not None and not self._process.poll():
             self._process.keep()
-            if self._process.kept:
-                return
-        self._end()
+        else:
+            self._end()
 
     def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
         if self._process is None:
@@ -132,11 +130,6 @@ class LaunchedServer:
                 "for the next session"
             )
         return lines
-
-    @property
-    def kept(self) -> bool:
-        """Whether `stop` left it running."""
-        return self._process is not None and self._process.kept
 
     # -- its start --------------------------------------------------------------------------------------------
 
@@ -161,15 +154,15 @@ class LaunchedServer:
         log = LogReader(self._log)
         said = "starting"
         while True:
-            if ended := process.poll():
-                raise ServerError(self._describe_end(f"{self._name} did not start", ended))
+            if process.poll():
+                raise ServerError(self._describe_end(f"{self._name} did not start", process))
             for line in log.lines():
                 said = progress_of(line) or said
             elapsed = time.monotonic() - began
             self._reporter.progress(f"{self._name}: {said}, {elapsed:.0f} s")
             if self._is_ready(launch, process):
                 # Once more, since it may have ended after it answered.
-                if process.poll() is None:
+                if not process.poll():
                     return
                 continue
             if elapsed > self._timeout_s:
@@ -202,16 +195,16 @@ class LaunchedServer:
 
     def _end_problem(self, timeout_s: float = 0.0) -> str:
         """Why it has ended, or ends within `timeout_s`; empty while it runs."""
-        ended = None if self._process is None else self._process.poll(timeout_s)
-        return "" if ended is None else self._describe_end(f"{self._name} has ended", ended)
+        if self._process is None or not self._process.poll(timeout_s):
+            return ""
+        return self._describe_end(f"{self._name} has ended", self._process)
 
-    def _describe_end(self, what: str, ended: Ended) -> str:
-        lines = list(ended.tail) or tail_of(self._log)
+    def _describe_end(self, what: str, process: ServerProcess) -> str:
+        lines = tail_of(self._log)
         cause = cause_of_end(lines)
         why = f": {cause.what}; {cause.advice}" if cause is not None else ""
-        log_error = self._process.log_error if self._process is not None else ""
-        log = f"log: {self._log}" + (f" (incomplete: {log_error})" if log_error else "")
-        return f"{what}: {ended.how}{why}; {log}{_quoted(lines)}"
+        log = f"log: {self._log}" + (f" (incomplete: {process.log_error})" if process.log_error else "")
+        return f"{what}: {process.ended}{why}; {log}{_quoted(lines)}"
 
     def _end(self) -> None:
         process, self._process = self._process, None

@@ -393,7 +393,7 @@ class TestShown:
         outcome = project.run(*SWEEP, "--isl", "32", *launch(), "--preflight")
         assert outcome.status == 0, outcome
         assert "launched with stand-in by recipe stand-in.toml" in outcome.output
-        assert "the server is started anew for isl32-osl1-conc4: chunked-prefill-size 4096 -> 1024" in outcome.output
+        assert "the server is restarted for isl32-osl1-conc4: chunked-prefill-size 4096 -> 1024" in outcome.output
 
     def test_unknown_recipe(self, project: Project) -> None:
         """The shipped ones are listed."""
