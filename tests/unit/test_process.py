@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from pytest_dsr1.servers.process import ServerProcess
 from tests.project import wait_until
 
 #: A server's life in the tests' terms: it says what it is told to and waits, or ends with a status.
-SERVER = """
+SERVER = r"""
 import os, signal, subprocess, sys, time
-child = [sys.executable, "-c", "import time; print('child', flush=True); time.sleep(600)"]
+child = [sys.executable, "-c", "import os, time; os.write(1, b'child\\n'); time.sleep(600)"]
 {before}
-print("pids", os.getpid(), *(one.pid for one in globals().get("children", ())), flush=True)
+# In one piece, also where Python does not buffer: the children write to the same pipe.
+pids = [os.getpid(), *(each.pid for each in globals().get("children", ()))]
+os.write(1, b"pids %s\n" % " ".join(map(str, pids)).encode())
 {after}
 time.sleep(600)
 """
@@ -50,9 +53,9 @@ class Servers:
 
     def pids(self) -> list[int]:
         """Of the server and the children that it named, once it did."""
-        wait_until(lambda: "pids " in self.log(), "the server said who it is")
-        line = next(line for line in self.log().splitlines() if line.startswith("pids "))
-        return [int(word) for word in line.split()[1:]]
+        said = re.compile(r"^pids (.+)\n", re.MULTILINE)
+        wait_until(lambda: said.search(self.log()) is not None, "the server said who it is")
+        return [int(word) for line in said.findall(self.log()) for word in line.split()]
 
     def end(self) -> None:
         for server in self._started:
