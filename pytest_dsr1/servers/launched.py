@@ -6,16 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.text import duration
-from pytest_dsr1.servers import Reporter, ServerError, probe
+from pytest_dsr1.servers import Reporter, ServerError, external
 from pytest_dsr1.servers.launch import Launch
 from pytest_dsr1.servers.log import LogReader, cause_of_end, new_log, progress_of, tail_of, telling_lines
-from pytest_dsr1.servers.ports import holder_of, is_descendant, is_taken
-from pytest_dsr1.servers.process import ServerProcess
+from pytest_dsr1.servers.process import ServerProcess, holder_of, is_descendant, is_taken
 
 #: Between SIGTERM and SIGKILL. SGLang first finishes the requests in flight; idle, it ends within 3 to 6 s.
 STOP_GRACE_S = 20.0
@@ -84,14 +82,22 @@ class LaunchedServer:
         if problem := self._end_problem():
             raise ServerError(problem)
         try:
-            served = probe.inspect(self._launch.url, self._launch.model)
+            served = external.inspect(self._launch.url, self._launch.model)
         except ServerError as error:
             raise ServerError(self._end_problem(_DYING_S) or str(error)) from None
-        return replace(served, engine=served.engine if served.is_reference else "sglang", launch=self._description())
+        launch = {
+            "recipe": self._launch.recipe,
+            "command": list(self._launch.argv),
+            "environment": dict(self._launch.environment),
+            "log": str(self._log),
+            "started": round(self._started, 1) if self._start_s is not None else None,
+            "start_s": round(self._start_s, 1) if self._start_s is not None else None,
+        }
+        return replace(served, engine=served.engine if served.is_reference else "sglang", launch=launch)
 
     def flush_cache(self) -> None:
         """:raises ServerError: The cache was not emptied, so the next measurement might be of the cache."""
-        if self._launch is not None and (problem := probe.flush_cache(self._launch.url)):
+        if self._launch is not None and (problem := external.flush_cache(self._launch.url)):
             raise ServerError(f"{self._launch.url}: {problem}")
 
     def problem(self, patience_s: float) -> str:
@@ -99,7 +105,7 @@ class LaunchedServer:
             return ""
         if problem := self._end_problem():
             return problem
-        if not (silence := probe.silence(self._launch.url, patience_s)):
+        if not (silence := external.silence(self._launch.url, patience_s)):
             return ""
         return self._end_problem(_DYING_S) or f"{silence}; see {self._log}{_quoted(tail_of(self._log))}"
 
@@ -174,7 +180,8 @@ class LaunchedServer:
             time.sleep(min(max(elapsed / 10, POLL_S[0]), POLL_S[1]))
 
     def _is_ready(self, launch: Launch, process: ServerProcess) -> bool:
-        if not probe.is_healthy(launch.url, _ANSWER_S):
+        models = external.healthy_models(launch.url, _ANSWER_S)
+        if not models:
             return False
         # Another process may have taken the port, or the same port of another address.
         holder = holder_of(launch.port)
@@ -183,7 +190,6 @@ class LaunchedServer:
                 f"port {launch.port} was taken by process {holder.pid} ({holder.command[:80]}) while "
                 f"{self._name} was starting; stop that process, or choose another port with --port"
             )
-        models = probe.served_models(launch.url, _ANSWER_S)
         if launch.model not in models:
             raise ServerError(
                 f"{self._name} serves {', '.join(models)} and not {launch.model}; see --model, --recipe and "
@@ -212,18 +218,6 @@ class LaunchedServer:
             process.stop()
         self._launch, self._start_s = None, None
 
-    def _description(self) -> dict[str, Any]:
-        """How it was started, for a result."""
-        assert self._launch is not None
-        return {
-            "recipe": self._launch.recipe,
-            "command": list(self._launch.argv),
-            "environment": dict(self._launch.environment),
-            "log": str(self._log),
-            "started": round(self._started, 1) if self._start_s is not None else None,
-            "start_s": round(self._start_s, 1) if self._start_s is not None else None,
-        }
-
 
 def require_port(launch: Launch) -> None:
     """Check that a launch's port is free: SGLang checks it only at the end of its start, and logs "ready" anyway.
@@ -232,19 +226,17 @@ def require_port(launch: Launch) -> None:
     """
     if not is_taken(launch.host, launch.port):
         return
-    holder = holder_of(launch.port)
-    by = f"by process {holder.pid} ({holder.command[:80]})" if holder is not None else "by a process of another user"
-    if holder is None and not probe.answers(launch.url, _ANSWER_S):
+    holder, models = holder_of(launch.port), external.healthy_models(launch.url, _ANSWER_S)
+    if holder is None and models is None:
         raise ServerError(
             f"port {launch.port} cannot be opened, though nobody answers there: an outgoing connection may hold it, up "
             "to a minute after its end; wait, or choose another port with --port"
         )
-    try:
-        models = ", ".join(probe.served_models(launch.url, _ANSWER_S))
-        serves = f", which serves {models}: measure it with --server-url {launch.url}, stop it,"
-    except ServerError:
-        serves = "; stop it,"
-    raise ServerError(f"port {launch.port} is taken {by}{serves} or choose another port with --port")
+    by = f"by process {holder.pid} ({holder.command[:80]})" if holder is not None else "by a process of another user"
+    serves = (
+        f", which serves {', '.join(models)}: measure it with --server-url {launch.url}, stop it," if models else ""
+    )
+    raise ServerError(f"port {launch.port} is taken {by}{serves or '; stop it,'} or choose another port with --port")
 
 
 def _quoted(lines: Sequence[str]) -> str:

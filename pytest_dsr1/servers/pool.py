@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from pytest_dsr1.core.config import Point, SweepConfig
 from pytest_dsr1.core.server import changes_between
 from pytest_dsr1.servers import Reporter, Served, Server, ServerError
-from pytest_dsr1.servers.choose import Choice, LaunchPlan, choose
+from pytest_dsr1.servers.choose import choose
 from pytest_dsr1.servers.launch import shell_line
-from pytest_dsr1.servers.lock import ServerLock
 
 
 class ServerPool:
@@ -23,6 +29,7 @@ class ServerPool:
     :param on_served: Called with each server that answers, and the point that it was asked for; it may raise a
         ServerError, which refuses the server.
     :param concurrent: Number of servers that are measured at the same time.
+    :ivar choice: Which servers, and why.
     """
 
     def __init__(
@@ -39,35 +46,13 @@ class ServerPool:
         self._purpose = purpose
         self._on_served = on_served
         self._concurrent = concurrent
-        self._choice: Choice = choose(config, environ, config.reports_dir / "servers", reporter)
+        self.choice = choose(config, environ, config.reports_dir / "servers", reporter)
         self._locks: dict[str, ServerLock] = {}
         self._served: dict[int, Served] = {}
         self._free = list(range(concurrent))
         self._bound: dict[object, int] = {}
         self._failure: ServerError | None = None
         self._results: dict[Any, Mapping[str, Any]] = {}
-
-    # -- what is known before a server is started ---------------------------------------------------------------
-
-    @property
-    def why(self) -> str:
-        """Which server it is, and why."""
-        return self._choice.why
-
-    @property
-    def running(self) -> bool:
-        """Whether the servers run already."""
-        return self._choice.running
-
-    @property
-    def is_reference(self) -> bool:
-        """Whether it is known to be the embedded engine before it is asked."""
-        return self._choice.is_reference
-
-    @property
-    def plan(self) -> LaunchPlan | None:
-        """How SGLang is launched; None if it is not."""
-        return self._choice.plan
 
     @property
     def served(self) -> tuple[Served, ...]:
@@ -103,7 +88,7 @@ class ServerPool:
         return self._server(0).problem(patience_s)
 
     def stop(self) -> None:
-        for server in self._choice.servers:
+        for server in self.choice.servers:
             server.stop()
         for lock in self._locks.values():
             lock.release()
@@ -145,7 +130,7 @@ class ServerPool:
         return "; ".join(changes_between(before, server))
 
     def _server(self, place: int) -> Server:
-        return self._choice.servers[place]
+        return self.choice.servers[place]
 
     def _serve(self, place: int, point: Point | None) -> Served:
         # A start that failed would fail again, after the same time.
@@ -172,3 +157,62 @@ def launch_note(launch: Mapping[str, Any]) -> str:
     """A launch in one line of a summary: recipe, command line for a shell, log."""
     command = shell_line(launch["command"], launch["environment"])
     return f"launched by recipe {launch['recipe']} in {launch['start_s']:.0f} s: {command}; log: {launch['log']}"
+
+
+class ServerLock:
+    """An advisory lock against two sessions that measure a server at the same time.
+
+    It is held from `acquire` to `release` or to the end of the process.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._file: IO[str] | None = None
+
+    def acquire(self, purpose: str) -> None:
+        """Take the lock.
+
+        :param purpose: Shown to a session that finds the server locked.
+        :raises ServerError: Another session holds it, which the message names, or it cannot be taken.
+        """
+        try:
+            file = _open(self._url)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = file.read() or "another session"
+                file.close()
+                raise ServerError(f"{self._url} is being measured by {holder}; wait for its end, or stop it") from None
+            file.truncate(0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"process {os.getpid()} since {since} ({purpose})")
+            file.flush()
+        except OSError as error:
+            raise ServerError(f"the server cannot be locked: {error.filename}: {error.strerror}") from None
+        self._file = file
+
+    def release(self) -> None:
+        """Give the lock back; nothing to do if it is not held."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _open(url: str) -> IO[str]:
+    # One folder for all users of the machine, since they share the server. O_NOFOLLOW: any of them may put links there.
+    folder = Path(tempfile.gettempdir()) / "pytest-dsr1-locks"
+    folder.mkdir(exist_ok=True)
+    if folder.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a symbolic link; remove it", str(folder))
+    if folder.stat().st_uid == os.getuid():
+        folder.chmod(0o1777)
+    same = url.replace("//localhost", "//127.0.0.1")
+    path = folder / f"{hashlib.sha256(same.encode()).hexdigest()[:24]}.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        # Linux forbids O_CREAT on another user's file in a sticky folder (fs.protected_regular).
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.fstat(descriptor).st_uid == os.getuid():
+        os.fchmod(descriptor, 0o666)
+    return os.fdopen(descriptor, "r+", encoding="utf-8")

@@ -29,7 +29,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.append(sys.argv[1])
 
-import psutil  # noqa: E402, it is found only now
+import psutil
 
 #: <linux/prctl.h>
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -124,14 +124,14 @@ def _wait(server: subprocess.Popen[bytes], events: SimpleQueue[str]) -> None:
     events.put("ended")
 
 
-def _next(events: SimpleQueue[str], wanted: set[str], timeout_s: float) -> str | None:
-    """The next event of `wanted`; None if there is none within `timeout_s`."""
+def _next(events: SimpleQueue[str], wanted: set[str], timeout_s: float) -> str:
+    """The next event of `wanted`; empty if there is none within `timeout_s`."""
     until = time.monotonic() + timeout_s
     with contextlib.suppress(Empty):
         while (event := events.get(timeout=max(until - time.monotonic(), 0.0))) not in wanted:
             pass
         return event
-    return None
+    return ""
 
 
 def signal_group(group: int, number: signal.Signals) -> None:

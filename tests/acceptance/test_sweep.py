@@ -13,7 +13,7 @@ import pytest
 
 from pytest_dsr1.batch.samples import read_samples
 from pytest_dsr1.core.statistics import summarize
-from pytest_dsr1.servers.lock import ServerLock
+from pytest_dsr1.servers.pool import ServerLock
 from tests.project import Project
 from tests.servers.timed import timed_server
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from pytest_dsr1.servers.launch import (
     Launch,
-    ServerArgument,
     argument_words,
     parse_server_arg,
     parse_server_env,
+    shell_line,
 )
 
 
@@ -25,7 +25,7 @@ class TestTyped:
         [
             ("mem-fraction-static=0.9", "mem-fraction-static", "0.9"),
             ("--mem-fraction-static=0.9", "mem-fraction-static", "0.9"),
-            ("--disable-radix-cache", "disable-radix-cache", None),
+            ("--disable-radix-cache", "disable-radix-cache", True),
             ("max-prefill-tokens=32768", "max-prefill-tokens", "32768"),
             ("tokenizer-path=/data/tokenizer", "tokenizer-path", "/data/tokenizer"),
             ("kt-max-deferred-experts-per-token=2", "kt-max-deferred-experts-per-token", "2"),
@@ -33,9 +33,9 @@ class TestTyped:
             ("x=", "x", ""),
         ],
     )
-    def test_an_argument(self, text: str, name: str, value: str | None) -> None:
+    def test_an_argument(self, text: str, name: str, value: str | bool) -> None:
         """With or without hyphens; all after the first = is its value."""
-        assert parse_server_arg(text) == ServerArgument(name, value)
+        assert parse_server_arg(text) == (name, value)
 
     @pytest.mark.parametrize(
         ("text", "reason"),
@@ -97,11 +97,10 @@ class TestTyped:
     def test_an_argument_is_one_word(self, text: str) -> None:
         """Whatever is accepted reaches SGLang as it was typed."""
         try:
-            argument = parse_server_arg(text)
+            name, value = parse_server_arg(text)
         except ValueError:
             return
-        words = argument_words(argument.name, True if argument.value is None else argument.value)
-        assert words == ("--" + text.removeprefix("--"),)
+        assert argument_words(name, value) == ("--" + text.removeprefix("--"),)
 
 
 class TestLaunch:
@@ -140,6 +139,5 @@ class TestLaunch:
     @given(st.lists(_LINES, min_size=1), st.dictionaries(st.from_regex(r"[A-Z_]+", fullmatch=True), _LINES))
     def test_words_are_what_a_shell_would_run(self, argv: list[str], environment: dict[str, str]) -> None:
         """Quoted, so that it can be copied; a shell's rules of splitting give back what is run."""
-        variables = tuple(sorted(environment.items()))
-        launch = Launch(recipe="r", argv=tuple(argv), environment=variables, model="m", port=1)
-        assert shlex.split(launch.shell_line) == [*(f"{name}={value}" for name, value in variables), *argv]
+        words = [*(f"{name}={value}" for name, value in environment.items()), *argv]
+        assert shlex.split(shell_line(argv, environment)) == words

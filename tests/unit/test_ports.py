@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_dsr1.servers.ports import free_port, holder_of, is_descendant, is_taken, runs_with
+from pytest_dsr1.servers.process import free_port, holder_of, is_descendant, is_taken, runs_with
 
 #: Listens on a free port of loopback, prints it, and stays until its standard input ends.
 LISTENER = """
