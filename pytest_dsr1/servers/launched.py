@@ -12,7 +12,7 @@ from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.text import duration
 from pytest_dsr1.servers import Reporter, ServerError, external
 from pytest_dsr1.servers.launch import Launch
-from pytest_dsr1.servers.log import LogReader, cause_of_end, new_log, progress_of, tail_of, telling_lines
+from pytest_dsr1.servers.log import cause_of_end, new_log, progress_of, tail_of, telling_lines
 from pytest_dsr1.servers.process import ServerProcess, holder_of, is_descendant, is_taken
 
 #: Between SIGTERM and SIGKILL. SGLang first finishes the requests in flight; idle, it ends within 3 to 6 s.
@@ -157,13 +157,11 @@ class LaunchedServer:
 
     def _wait(self, launch: Launch, process: ServerProcess, began: float) -> None:
         """Wait until our process lives, is the one that listens, is healthy and serves our model."""
-        log = LogReader(self._log)
         said = "starting"
         while True:
             if process.poll():
                 raise ServerError(self._describe_end(f"{self._name} did not start", process))
-            for line in log.lines():
-                said = progress_of(line) or said
+            said = progress_of(tail_of(self._log)) or said
             elapsed = time.monotonic() - began
             self._reporter.progress(f"{self._name}: {said}, {elapsed:.0f} s")
             if self._is_ready(launch, process):

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,9 +20,8 @@ _VALUE_LENGTH = 160
 #: Lines that are shown before a telling line without a traceback, and after it.
 _BEFORE = 3
 _AFTER = 2
-#: Read from a file at a time, and kept of a line that has not ended yet.
+#: Read from the end of a file: a server may write faster than we read.
 _READ_BYTES = 64 * 1024
-_PARTIAL_LENGTH = 4096
 
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
@@ -62,37 +60,13 @@ def new_log(folder: Path, name: str) -> Path:
 
 
 def tail_of(path: Path) -> list[str]:
-    """The last lines of a log; none if it cannot be read."""
+    """The last lines of a log, a progress bar's states as lines of their own; none if it cannot be read."""
     try:
         with path.open("rb") as log:
             log.seek(max(log.seek(0, os.SEEK_END) - _READ_BYTES, 0))
             return log.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-
-
-class LogReader:
-    """Reads the lines that were appended to a log since the last call."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._place = 0
-        self._partial = ""
-
-    def lines(self) -> list[str]:
-        """The new lines that have ended, at most the last 64 KiB; none if the log cannot be read."""
-        try:
-            with self._path.open("rb") as log:
-                # Its end only: a server may write faster than we read.
-                self._place = log.seek(max(self._place, log.seek(0, os.SEEK_END) - _READ_BYTES))
-                data = log.read(_READ_BYTES)
-        except OSError:
-            return []
-        self._place += len(data)
-        # A progress bar rewrites its line.
-        *lines, self._partial = (self._partial + data.decode(errors="replace")).replace("\r", "\n").split("\n")
-        self._partial = self._partial[-_PARTIAL_LENGTH:]
-        return lines
 
 
 class _Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,8 +76,13 @@ class _Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
 
 
-class _Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A known cause, and the words of a log that show it."""
+class Cause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a server ended.
+
+    :param words: Words of a log that show it. Their groups stand in braces in the texts of log.toml.
+    :param what: What happened, in one line.
+    :param advice: What to do, in one line, with our options for it.
+    """
 
     words: str
     what: str
@@ -114,9 +93,9 @@ class _Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What log.toml knows."""
 
     stage: tuple[_Stage, ...]
-    root: tuple[_Known, ...]
-    killed: tuple[_Known, ...]
-    ended: tuple[_Known, ...]
+    root: tuple[Cause, ...]
+    killed: tuple[Cause, ...]
+    ended: tuple[Cause, ...]
 
 
 @cache
@@ -125,28 +104,17 @@ def known_words() -> _Words:
     return msgspec.toml.decode(Path(__file__).with_name("log.toml").read_bytes(), type=_Words)
 
 
-def progress_of(line: str) -> str | None:
-    """The stage of a start in a few words; None if `line` does not tell.
+def progress_of(lines: Sequence[str]) -> str | None:
+    """The stage of a start in a few words, by the last line that tells one; None if none does.
 
     It never says "ready": SGLang logs that too when another server holds its port.
     """
-    text = _stampless(_plain(line))
-    for stage in known_words().stage:
-        if match := re.match(stage.words, text):
-            return stage.text.format_map(match.groupdict())
+    for line in reversed(lines):
+        text = _stampless(_plain(line))
+        for stage in known_words().stage:
+            if match := re.match(stage.words, text):
+                return stage.text.format_map(match.groupdict())
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why a server ended.
-
-    :param what: What happened, in one line.
-    :param advice: What to do, in one line, with our options for it.
-    """
-
-    what: str
-    advice: str
 
 
 def cause_of_end(lines: Sequence[str]) -> Cause | None:
@@ -161,7 +129,7 @@ def telling_lines(lines: Sequence[str], limit: int = 12) -> list[str]:
     They lead to the line of the known cause, or else to the last exception or error, or else to the end of the log.
     Where that line ends a traceback, the traceback's head is among them. Escapes and control characters are removed.
     """
-    texts = [text for text in _cleaned(lines) if not _is_noise(text)]
+    texts = _cleaned(lines)
     if limit < 1 or not texts:
         return []
     at = _telling(texts)
@@ -201,24 +169,21 @@ def _traceback(texts: Sequence[str], at: int) -> int | None:
 
 def _found(texts: Sequence[str]) -> tuple[int, Cause] | None:
     """The known cause, and the index of the line that shows it."""
-    last = [
-        (index, _stampless(texts[index])[:_SEARCHED_LENGTH])
-        for index in range(len(texts) - 1, -1, -1)
-        if not _is_noise(texts[index])
-    ]
+    last = [(index, _stampless(texts[index])[:_SEARCHED_LENGTH]) for index in range(len(texts) - 1, -1, -1)]
     words = known_words()
     for group in (words.root, words.killed, words.ended):
         for index, message in last:
             for known in group:
                 if match := re.search(known.words, message):
                     values = {name: _cut(value, _VALUE_LENGTH) for name, value in match.groupdict("").items()}
-                    return index, Cause(known.what.format_map(values), known.advice.format_map(values))
+                    return index, Cause(known.words, known.what.format_map(values), known.advice.format_map(values))
     return None
 
 
 def _cleaned(lines: Sequence[str]) -> list[str]:
-    """The last lines without escapes, control characters and blank lines."""
-    return [text for line in lines[-_SEARCHED_LINES:] if (text := _plain(line))]
+    """The last lines without escapes and control characters; blank ones and noise are left out."""
+    plain = map(_plain, lines[-_SEARCHED_LINES:])
+    return [text for text in plain if text and not _NOISE.match(_stampless(text))]
 
 
 def _plain(line: str) -> str:
@@ -230,10 +195,6 @@ def _plain(line: str) -> str:
 
 def _stampless(text: str) -> str:
     return _STAMP.sub("", text)
-
-
-def _is_noise(text: str) -> bool:
-    return _NOISE.match(_stampless(text)) is not None
 
 
 def _cut(text: str, length: int) -> str:

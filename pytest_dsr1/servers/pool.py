@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from pytest_dsr1.core.config import Point, SweepConfig
 from pytest_dsr1.core.server import changes_between
-from pytest_dsr1.servers import Reporter, Served, Server, ServerError
+from pytest_dsr1.servers import Reporter, Served, ServerError
 from pytest_dsr1.servers.choose import choose
 from pytest_dsr1.servers.launch import shell_line
 
@@ -42,12 +42,11 @@ class ServerPool:
         on_served: Callable[[Served, Point | None], None],
         concurrent: int = 1,
     ) -> None:
-        self._config = config
         self._purpose = purpose
         self._on_served = on_served
         self._concurrent = concurrent
         self.choice = choose(config, environ, config.reports_dir / "servers", reporter)
-        self._locks: dict[str, ServerLock] = {}
+        self._locks: dict[str, IO[str]] = {}
         self._served: dict[int, Served] = {}
         self._free = list(range(concurrent))
         self._bound: dict[object, int] = {}
@@ -79,19 +78,19 @@ class ServerPool:
         return self._serve(0, point)
 
     def inspect(self) -> Served:
-        return self._complete(self._server(0).inspect())
+        return self._complete(self.choice.servers[0].inspect())
 
     def flush_cache(self) -> None:
-        self._server(0).flush_cache()
+        self.choice.servers[0].flush_cache()
 
     def problem(self, patience_s: float) -> str:
-        return self._server(0).problem(patience_s)
+        return self.choice.servers[0].problem(patience_s)
 
     def stop(self) -> None:
         for server in self.choice.servers:
             server.stop()
         for lock in self._locks.values():
-            lock.release()
+            lock.close()
         self._locks.clear()
 
     # -- for workers ----------------------------------------------------------------------------------------------
@@ -115,7 +114,7 @@ class ServerPool:
     # -- at the end -----------------------------------------------------------------------------------------------
 
     def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
-        return self._server(0).closing_lines(interrupted=interrupted)
+        return self.choice.servers[0].closing_lines(interrupted=interrupted)
 
     def changes_since_last(self, server: Mapping[str, Any]) -> str:
         """What others changed of a server between its last result and this one; empty if nothing.
@@ -129,19 +128,14 @@ class ServerPool:
             return ""
         return "; ".join(changes_between(before, server))
 
-    def _server(self, place: int) -> Server:
-        return self.choice.servers[place]
-
     def _serve(self, place: int, point: Point | None) -> Served:
         # A start that failed would fail again, after the same time.
         if self._failure is not None:
             raise self._failure
         try:
-            served = self._complete(self._server(place).serve(point))
+            served = self._complete(self.choice.servers[place].serve(point))
             if served.url not in self._locks:
-                lock = ServerLock(served.url)
-                lock.acquire(self._purpose)
-                self._locks[served.url] = lock
+                self._locks[served.url] = lock_server(served.url, self._purpose)
             self._on_served(served, point)
         except ServerError as error:
             self._failure = error
@@ -159,46 +153,29 @@ def launch_note(launch: Mapping[str, Any]) -> str:
     return f"launched by recipe {launch['recipe']} in {launch['start_s']:.0f} s: {command}; log: {launch['log']}"
 
 
-class ServerLock:
-    """An advisory lock against two sessions that measure a server at the same time.
+def lock_server(url: str, purpose: str) -> IO[str]:
+    """Take the lock that two sessions cannot have at the same time; closing the file gives it back.
 
-    It is held from `acquire` to `release` or to the end of the process.
+    :param purpose: Shown to a session that finds the server locked.
+    :raises ServerError: Another session holds it, which the message names, or it cannot be taken.
     """
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._file: IO[str] | None = None
-
-    def acquire(self, purpose: str) -> None:
-        """Take the lock.
-
-        :param purpose: Shown to a session that finds the server locked.
-        :raises ServerError: Another session holds it, which the message names, or it cannot be taken.
-        """
+    try:
+        file = _lock_file(url)
         try:
-            file = _open(self._url)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = file.read() or "another session"
-                file.close()
-                raise ServerError(f"{self._url} is being measured by {holder}; wait for its end, or stop it") from None
-            file.truncate(0)
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            file.write(f"process {os.getpid()} since {since} ({purpose})")
-            file.flush()
-        except OSError as error:
-            raise ServerError(f"the server cannot be locked: {error.filename}: {error.strerror}") from None
-        self._file = file
-
-    def release(self) -> None:
-        """Give the lock back; nothing to do if it is not held."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read(300) or "another session"
+            file.close()
+            raise ServerError(f"{url} is being measured by {holder}; wait for its end, or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')} ({purpose})")
+        file.flush()
+    except OSError as error:
+        raise ServerError(f"the server cannot be locked: {error.filename}: {error.strerror}") from None
+    return file
 
 
-def _open(url: str) -> IO[str]:
+def _lock_file(url: str) -> IO[str]:
     # One folder for all users of the machine, since they share the server. O_NOFOLLOW: any of them may put links there.
     folder = Path(tempfile.gettempdir()) / "pytest-dsr1-locks"
     folder.mkdir(exist_ok=True)

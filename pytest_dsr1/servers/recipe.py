@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -44,10 +44,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             ("environment", self.environment, check_variable),
         ):
             for name, value in values.items():
-                try:
-                    check(name, value)
-                except ValueError as error:
-                    raise ValueError(f"{table}.{name}: {error}") from None
+                _require(f"{table}.{name}", check, name, value)
 
     def without(self, other: _Settings) -> Self:
         """The same, less what `other` sets."""
@@ -56,6 +53,13 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             arguments={name: value for name, value in self.arguments.items() if name not in other.arguments},
             environment={name: value for name, value in self.environment.items() if name not in other.environment},
         )
+
+
+def _require(where: str, check: Callable[[str, object], None], name: str, value: object) -> None:
+    try:
+        check(name, value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 class When(_Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,10 +118,7 @@ class RecipeFile(_Settings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 raise ValueError(f"command: has {', '.join(unknown)}; the only placeholder is {{python}}")
             name, equals, value = word.removeprefix("--").partition("=")
             if word.startswith("--"):
-                try:
-                    check_argument(name, value if equals else True)
-                except ValueError as error:
-                    raise ValueError(f"command: {error}") from None
+                _require("command", check_argument, name, value if equals else True)
 
 
 class Recipe(RecipeFile, frozen=True, kw_only=True):
