@@ -124,7 +124,7 @@ def print_launch(config: SweepConfig, points: Sequence[Point], say: Callable[[st
         say(f"# {plan.missing}")
     for launch, served in launches:
         say(f"# for {', '.join(point.id for point in served)}")
-        say(shell_line(launch.argv, dict(launch.environment)))
+        say(shell_line(launch.argv, launch.environment))
     return ""
 
 
@@ -206,7 +206,7 @@ def _kept(config: SweepConfig, plan: LaunchPlan) -> Choice | None:
     """The server on --port, if an earlier session launched it as this one would for every point."""
     (launch, _), *others = plan.launches(config.points)
     holder = holder_of(launch.port)
-    if others or holder is None or not runs_with(holder.pid, launch.argv, dict(launch.environment)):
+    if others or holder is None or not runs_with(holder.pid, launch.argv, launch.environment):
         return None
     if launch.model not in (healthy_models(launch.url) or ()):
         return None

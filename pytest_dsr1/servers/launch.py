@@ -46,17 +46,37 @@ class Launch:
     that they are secrets are refused where they are read.
 
     :param recipe: Name of the recipe.
-    :param argv: From the interpreter on.
-    :param environment: Sorted by name.
-    :param model: The name of the served model in /v1/models.
+    :param command: From the interpreter on, without the arguments.
+    :param arguments: Name to value, in order; `model-path` and `port` are among them.
     """
 
     recipe: str
-    argv: tuple[str, ...]
-    environment: tuple[tuple[str, str], ...] = ()
-    model: str
-    host: str = DEFAULT_HOST
-    port: int
+    command: tuple[str, ...]
+    arguments: Mapping[str, Value]
+    environment: Mapping[str, str]
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command with its arguments."""
+        return (
+            *self.command,
+            *(word for name, value in self.arguments.items() for word in argument_words(name, value)),
+        )
+
+    @property
+    def model(self) -> str:
+        """The name of the served model in /v1/models."""
+        return str(self.arguments.get("served-model-name", self.arguments["model-path"]))
+
+    @property
+    def host(self) -> str:
+        """The address that the server binds to."""
+        return str(self.arguments.get("host", DEFAULT_HOST))
+
+    @property
+    def port(self) -> int:
+        """The port that the server listens on."""
+        return int(str(self.arguments["port"]))
 
     @property
     def url(self) -> str:
@@ -74,24 +94,11 @@ class Launch:
         )
 
     def _settings(self) -> dict[str, str]:
-        """Everything that equality compares, under the names that a user knows."""
-        command: list[str] = []
-        arguments: dict[str, list[str]] = {}
-        words = command
-        for word in self.argv:
-            if word.startswith("--"):
-                name, equals, value = word.removeprefix("--").partition("=")
-                words = arguments.setdefault(name, [])
-                words += [value] if equals else []
-            else:
-                words.append(word)
-        return {
-            "recipe": self.recipe,
-            "command": shlex.join(command),
-            "model": self.model,
-            **{name: shlex.join(values) or "set" for name, values in arguments.items()},
-            **dict(self.environment),
+        arguments = {
+            name: "set" if value is True else shlex.join(map(str, value if isinstance(value, list) else [value]))
+            for name, value in self.arguments.items()
         }
+        return {"recipe": self.recipe, "command": shlex.join(self.command), **arguments, **self.environment}
 
 
 def shell_line(argv: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -101,9 +108,9 @@ def shell_line(argv: Sequence[str], environment: Mapping[str, str]) -> str:
 
 
 def argument_words(name: str, value: Value) -> tuple[str, ...]:
-    """The words of an argument on a command line; none if it is left out."""
-    if isinstance(value, bool):
-        return (f"--{name}",) if value else ()
+    """The words of an argument on a command line."""
+    if value is True:
+        return (f"--{name}",)
     if isinstance(value, list):
         return (f"--{name}", *map(str, value))
     return (f"--{name}={value}",)

@@ -143,7 +143,7 @@ class LaunchedServer:
         require_port(launch)
         self._log = new_log(self._logs, str(launch.port))
         self._reporter.line(f"starting {self._name} by recipe {launch.recipe}; log: {self._log}")
-        process = ServerProcess(launch.argv, dict(launch.environment), self._log, STOP_GRACE_S)
+        process = ServerProcess(launch.argv, launch.environment, self._log, STOP_GRACE_S)
         self._launch, self._process, self._start_s = launch, process, None
         began, self._started = time.monotonic(), time.time()
         try:

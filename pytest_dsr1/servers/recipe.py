@@ -12,7 +12,7 @@ from msgspec.structs import asdict, replace
 
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.servers import ServerError
-from pytest_dsr1.servers.launch import DEFAULT_HOST, Launch, Value, argument_words, check_argument, check_variable
+from pytest_dsr1.servers.launch import DEFAULT_HOST, Launch, Value, check_argument, check_variable
 
 #: The recipe for a machine without GPUs.
 CPU = "cpu"
@@ -170,31 +170,23 @@ class Recipe(RecipeFile, frozen=True, kw_only=True):
         """
         if self.model is None:
             raise ServerError(f"recipe {self.name} names no model; type --model NAME|PATH")
-        arguments: dict[str, Value] = dict(self.arguments)
+        arguments = {
+            "model-path": self.model,
+            "host": DEFAULT_HOST,
+            "port": port,
+            "tensor-parallel-size": self.tp,
+            **self.arguments,
+        }
         variables = dict(self.environment)
         for each in self.when:
             if each.applies(point):
                 arguments |= each.arguments
                 variables |= each.environment
-        # Both are texts where they are read, or False where a recipe leaves out what it inherits.
-        host = str(arguments.pop("host", False) or DEFAULT_HOST)
-        served = str(arguments.get("served-model-name", False) or self.model)
-        ours: dict[str, Value] = {
-            "model-path": self.model,
-            "host": host,
-            "port": port,
-            "tensor-parallel-size": self.tp,
-        }
         return Launch(
             recipe=self.name,
-            argv=(
-                *(word.replace("{python}", python) for word in self.command),
-                *(word for name, value in {**ours, **arguments}.items() for word in argument_words(name, value)),
-            ),
-            environment=tuple(sorted((name, str(value)) for name, value in variables.items() if value is not False)),
-            model=served,
-            host=host,
-            port=port,
+            command=tuple(word.replace("{python}", python) for word in self.command),
+            arguments={name: value for name, value in arguments.items() if value is not False},
+            environment={name: str(value) for name, value in sorted(variables.items()) if value is not False},
         )
 
 

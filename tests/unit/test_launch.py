@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_dsr1.servers.launch import (
     Launch,
+    Value,
     argument_words,
     parse_server_arg,
     parse_server_env,
@@ -103,6 +105,16 @@ class TestTyped:
         assert argument_words(name, value) == ("--" + text.removeprefix("--"),)
 
 
+def launch(*command: str, environment: Mapping[str, str] | None = None, **arguments: Value) -> Launch:
+    """A launch of model "m" on port 8888."""
+    return Launch(
+        recipe="r",
+        command=command,
+        arguments={"model-path": "m", "port": 8888, **arguments},
+        environment=environment or {},
+    )
+
+
 class TestLaunch:
     """A command line as a value."""
 
@@ -118,18 +130,17 @@ class TestLaunch:
     )
     def test_its_address(self, host: str, url: str) -> None:
         """A server on all addresses is reached on loopback."""
-        assert Launch(recipe="r", argv=(), model="m", host=host, port=8888).url == url
+        assert launch(host=host).url == url
 
     def test_equal_launches_change_nothing(self) -> None:
         """Points that share one share a server."""
-        launch = Launch(recipe="r", argv=("serve", "--x=1"), environment=(("A", "1"),), model="m", port=1)
-        assert launch.changes_from(launch) == ""
+        assert launch(x=1) == launch(x=1)
+        assert launch(x=1).changes_from(launch(x=1)) == ""
 
     def test_changes_name_what_a_user_knows(self) -> None:
         """Arguments by their names, flags as set or unset, variables, and the command."""
-        argv = ("python3", "-m", "x", "--x", "--y", "1", "2")
-        before = Launch(recipe="r", argv=argv, environment=(("A", "1"),), model="m", port=1)
-        after = Launch(recipe="r", argv=("serve", "--y", "1", "3"), model="m", port=1)
+        before = launch("python3", "-m", "x", x=True, y=[1, 2], environment={"A": "1"})
+        after = launch("serve", y=[1, 3])
         assert after.changes_from(before) == (
             "command python3 -m x -> serve, x set -> unset, y 1 2 -> 1 3, A 1 -> unset"
         )

@@ -85,7 +85,7 @@ class TestShipped:
         """Word by word, but for the loopback host; long prompts above CONC 32 get a smaller prefill."""
         launch = launch_of("mi355x", at)
         assert launch.argv == tuple(word.format(P=prefill) for word in MI355X)
-        assert launch.environment == (("SGLANG_USE_AITER", "1"),)
+        assert launch.environment == {"SGLANG_USE_AITER": "1"}
         assert (launch.model, launch.url) == ("amd/DeepSeek-R1-0528-MXFP4-Preview", "http://127.0.0.1:8888")
 
     def test_the_competition_takes_two_launches(self) -> None:
@@ -111,7 +111,7 @@ class TestShipped:
             *plain.argv, "--speculative-algorithm=EAGLE", "--speculative-num-steps=2",
             "--speculative-eagle-topk=1", "--speculative-num-draft-tokens=3",
         )  # fmt: skip
-        assert dict(mtp.environment) == {
+        assert mtp.environment == {
             "SGLANG_USE_AITER": "1", "SGLANG_AITER_MLA_PERSIST": "1", "SGLANG_ENABLE_SPEC_V2": "1",
         }  # fmt: skip
 
@@ -127,7 +127,7 @@ class TestShipped:
             launch_of("cpu")
         launch = launch_of("cpu", model="/models/tiny")
         assert {"--model-path=/models/tiny", "--device=cpu", "--tensor-parallel-size=1"} <= set(launch.argv)
-        assert launch.environment == (("SGLANG_USE_CPU_ENGINE", "1"),)
+        assert launch.environment == {"SGLANG_USE_CPU_ENGINE": "1"}
 
     @pytest.mark.parametrize("name", [*recipe_names(), REFERENCE])
     def test_each_says_where_it_is_from(self, name: str) -> None:
@@ -252,7 +252,7 @@ class TestOwn:
             ]"""
         launch = launch_of(load_recipe(written(tmp_path, text)), point(1024, 1024, 4), model="m")
         assert arguments_of(launch) == ("--x=3",)
-        assert launch.environment == (("A", "2"),)
+        assert launch.environment == {"A": "2"}
 
     def test_a_shipped_one_is_extended_by_name(self, tmp_path: Path) -> None:
         """Everything is inherited but the GPUs, which would make the choice ambiguous; false leaves out."""
@@ -299,7 +299,7 @@ class TestOwn:
             "--model-path=m", "--host=0.0.0.0", "--port=1", "--tensor-parallel-size=2", "--trust-remote-code=x",
             "--chunked-prefill-size=8192", "--disable-radix-cache", "--enable-cache-report", "--new=2",
         )  # fmt: skip
-        assert launch.environment == (("A", "2"), ("B", "3"))
+        assert list(launch.environment.items()) == [("A", "2"), ("B", "3")]
 
     def test_the_name_of_what_it_serves(self) -> None:
         """SGLang lists a model as its path, unless told a name."""
@@ -394,7 +394,7 @@ class TestRefused:
         path = written(tmp_path_factory.getbasetemp(), text, "any.toml")
         try:
             launch = launch_of(load_recipe(path), model="m")
-            outcome = shell_line(launch.argv, dict(launch.environment))
+            outcome = shell_line(launch.argv, launch.environment)
         except ServerError as error:
             outcome = str(error)
         assert "--port=8888" in outcome or path in outcome
