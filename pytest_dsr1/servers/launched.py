@@ -60,11 +60,6 @@ class LaunchedServer:
         """Of the running server."""
         return self._process.pid if self._process is not None and not self._process.ended else None
 
-    @property
-    def url(self) -> str | None:
-        """Where it serves; None until it does."""
-        return self._launch.url if self._launch is not None and self._start_s is not None else None
-
     def serve(self, point: Point | None = None) -> Served:
         assert point is not None, "a launch is made for a point"
         launch = self._launch_for(point)
@@ -73,8 +68,6 @@ class LaunchedServer:
             self._end()
         if self._process is None:
             self._start(launch)
-        elif problem := self._end_problem():
-            raise ServerError(problem)
         return self.inspect()
 
     def inspect(self) -> Served:
@@ -101,12 +94,9 @@ class LaunchedServer:
             raise ServerError(f"{self._launch.url}: {problem}")
 
     def problem(self, patience_s: float) -> str:
-        if self._launch is None or self._process is None:
-            return ""
-        if problem := self._end_problem():
+        problem = self._end_problem()
+        if self._launch is None or problem or not (silence := external.silence(self._launch.url, patience_s)):
             return problem
-        if not (silence := external.silence(self._launch.url, patience_s)):
-            return ""
         return self._end_problem(_DYING_S) or f"{silence}; see {self._log}{_quoted(tail_of(self._log))}"
 
     def stop(self) -> None:
@@ -118,17 +108,16 @@ class LaunchedServer:
             self._end()
 
     def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
-        if self._process is None:
+        if self._process is None or self._launch is None:
             return ()
-        self._process.poll()
-        error = self._process.log_error
+        ended, error, url = self._process.poll(), self._process.log_error, self._launch.url
         lines = [f"the server's log is incomplete: {error}"] if error else []
-        if self._start_s is None or self.pid is None:
+        if self._start_s is None or ended:
             return lines
         if self._keep:
             lines.append(
-                f"the server keeps running at {self.url} (pid {self.pid}); measure it again with the same command, or "
-                f"with --server-url {self.url}; stop it with: kill {self.pid}"
+                f"the server keeps running at {url} (pid {self.pid}); measure it again with the same command, or "
+                f"with --server-url {url}; stop it with: kill {self.pid}"
             )
         elif interrupted and self._start_s >= LONG_START_S:
             lines.append(
@@ -159,8 +148,8 @@ class LaunchedServer:
         """Wait until our process lives, is the one that listens, is healthy and serves our model."""
         said = "starting"
         while True:
-            if process.poll():
-                raise ServerError(self._describe_end(f"{self._name} did not start", process))
+            if problem := self._end_problem(what="did not start"):
+                raise ServerError(problem)
             said = progress_of(tail_of(self._log)) or said
             elapsed = time.monotonic() - began
             self._reporter.progress(f"{self._name}: {said}, {elapsed:.0f} s")
@@ -197,18 +186,16 @@ class LaunchedServer:
 
     # -- its end ----------------------------------------------------------------------------------------------
 
-    def _end_problem(self, timeout_s: float = 0.0) -> str:
+    def _end_problem(self, timeout_s: float = 0.0, what: str = "has ended") -> str:
         """Why it has ended, or ends within `timeout_s`; empty while it runs."""
-        if self._process is None or not self._process.poll(timeout_s):
+        process = self._process
+        if process is None or not process.poll(timeout_s):
             return ""
-        return self._describe_end(f"{self._name} has ended", self._process)
-
-    def _describe_end(self, what: str, process: ServerProcess) -> str:
         lines = tail_of(self._log)
         cause = cause_of_end(lines)
         why = f": {cause.what}; {cause.advice}" if cause is not None else ""
         log = f"log: {self._log}" + (f" (incomplete: {process.log_error})" if process.log_error else "")
-        return f"{what}: {process.ended}{why}; {log}{_quoted(lines)}"
+        return f"{self._name} {what}: {process.ended}{why}; {log}{_quoted(lines)}"
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -231,10 +218,10 @@ def require_port(launch: Launch) -> None:
             "to a minute after its end; wait, or choose another port with --port"
         )
     by = f"by process {holder.pid} ({holder.command[:80]})" if holder is not None else "by a process of another user"
-    serves = (
-        f", which serves {', '.join(models)}: measure it with --server-url {launch.url}, stop it," if models else ""
-    )
-    raise ServerError(f"port {launch.port} is taken {by}{serves or '; stop it,'} or choose another port with --port")
+    stop = "; stop it,"
+    if models:
+        stop = f", which serves {', '.join(models)}: measure it with --server-url {launch.url}, stop it,"
+    raise ServerError(f"port {launch.port} is taken {by}{stop} or choose another port with --port")
 
 
 def _quoted(lines: Sequence[str]) -> str:
