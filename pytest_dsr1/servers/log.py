@@ -11,8 +11,6 @@ from pathlib import Path
 
 import msgspec
 
-#: Lines from the end that are searched for a cause; each dying process of eight writes hundreds.
-_SEARCHED_LINES = 5_000
 #: Of each line, so many characters are searched for a cause, and so many are shown; of a value in it, even fewer.
 _SEARCHED_LENGTH = 2_000
 _SHOWN_LENGTH = 300
@@ -20,8 +18,8 @@ _VALUE_LENGTH = 160
 #: Lines that are shown before a telling line without a traceback, and after it.
 _BEFORE = 3
 _AFTER = 2
-#: Read from the end of a file: a server may write faster than we read.
-_READ_BYTES = 64 * 1024
+#: Read from the end of a log: each of eight processes that end may write a hundred lines.
+_READ_BYTES = 128 * 1024
 
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
@@ -181,9 +179,8 @@ def _found(texts: Sequence[str]) -> tuple[int, Cause] | None:
 
 
 def _cleaned(lines: Sequence[str]) -> list[str]:
-    """The last lines without escapes and control characters; blank ones and noise are left out."""
-    plain = map(_plain, lines[-_SEARCHED_LINES:])
-    return [text for text in plain if text and not _NOISE.match(_stampless(text))]
+    """The lines without escapes and control characters; blank ones and noise are left out."""
+    return [text for text in map(_plain, lines) if text and not _NOISE.match(_stampless(text))]
 
 
 def _plain(line: str) -> str:
