@@ -78,20 +78,20 @@ def machine(tmp_path: Path) -> Machine:
 
 
 class TestSources:
-    """Who is asked, in which order; whatever goes wrong there, the next one is asked."""
+    """The sources are asked in order; if one fails, the next one is asked."""
 
     def test_a_machine_without_any(self, machine: Machine) -> None:
-        """Nothing to ask is no GPU."""
+        """Without libraries and drivers there is no GPU."""
         assert machine.sees() == ()
 
     def test_nvml(self, machine: Machine) -> None:
-        """It goes before everything else."""
+        """NVML is asked first."""
         machine.nvml(H100, H100)
         machine.amd_driver(90500)
         assert machine.sees() == (H100, H100)
 
     def test_amdsmi(self, machine: Machine) -> None:
-        """The name on the box."""
+        """It gives the product's name."""
         machine.amdsmi((MI355X, "gfx950"), (MI355X, "gfx950"))
         assert machine.sees() == (MI355X, MI355X)
 
@@ -110,7 +110,7 @@ class TestSources:
         "trouble", ["raise OSError('no library')", "import os; os._exit(9)", "import os; os._exit(0)"]
     )
     def test_a_library_in_trouble(self, machine: Machine, trouble: str) -> None:
-        """The driver knows."""
+        """The driver is asked next."""
         machine.amdsmi((MI355X, "gfx950"), init=trouble)
         machine.amd_driver(90500)
         assert machine.sees() == (GFX950,)
@@ -121,7 +121,7 @@ class TestSources:
         assert machine.sees() == (MI355X,)
 
     def test_a_driver_that_hangs(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is not waited for."""
+        """After a time-out the next source is asked."""
         monkeypatch.setattr(servers_machine, "GPU_TIMEOUT_S", 0.5)
         machine.nvml(H100, init="import time; time.sleep(600)")
         machine.amd_driver(90500)
@@ -189,7 +189,7 @@ class TestHidden:
         assert machine.sees(HIP_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="-1") == (H100,)
 
     def test_nobody_is_asked_about_what_is_hidden(self, machine: Machine, tmp_path: Path) -> None:
-        """A driver may take a second."""
+        """No library is asked, since a driver may take a second to answer."""
         asked = f"open({str(tmp_path / 'asked')!r}, 'w')"
         machine.nvml(init=asked)
         machine.amdsmi(init=asked)
@@ -229,10 +229,10 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class TestSearch:
-    """Nobody said which."""
+    """Without --sglang-python."""
 
     def test_ours_comes_first(self, ours: str, tmp_path: Path) -> None:
-        """An environment that has SGLang beside us needs no other."""
+        """The Python of pytest is taken if it has SGLang."""
         python3(tmp_path / "ours", WITH)
         python3(tmp_path / "a", """echo '{"sglang": "0.1"}'""")
         assert find_interpreter(None, on_path(tmp_path / "a")) == (ours, "0.5.23")
@@ -253,7 +253,7 @@ class TestSearch:
         assert find_interpreter(None, on_path(tmp_path / "venv"))[0] == str(tmp_path / "venv" / "python3")
 
     def test_each_is_asked_once(self, ours: str, tmp_path: Path) -> None:
-        """Ours stands on PATH too, as a rule."""
+        """The Python of pytest is usually on PATH too."""
         python3(tmp_path / "ours", f"echo asked >> {tmp_path}/log; {WITHOUT}")
         with pytest.raises(ServerError):
             find_interpreter(None, on_path(tmp_path / "ours", tmp_path / "ours"))
@@ -283,7 +283,7 @@ class TestTyped:
     """--sglang-python."""
 
     def test_no_other_is_asked(self, ours: str, tmp_path: Path) -> None:
-        """Whatever else there is."""
+        """The typed Python is taken, whatever other Pythons have SGLang."""
         python3(tmp_path / "ours", """echo '{"sglang": "0.1"}'""")
         path = python3(tmp_path / "a", WITH)
         assert find_interpreter(Path(path), {}) == (path, "0.5.23")
@@ -294,12 +294,12 @@ class TestTyped:
             find_interpreter(tmp_path / "absent", dict(os.environ))
 
     def test_one_that_is_no_program(self, tmp_path: Path) -> None:
-        """A folder, say."""
+        """A folder is refused."""
         with pytest.raises(ServerError, match=r"--sglang-python .* is no executable file; name a Python"):
             find_interpreter(tmp_path, dict(os.environ))
 
     def test_one_without_sglang(self, tmp_path: Path) -> None:
-        """Nor is it searched for elsewhere then."""
+        """No other Python is tried."""
         path = python3(tmp_path / "a", WITHOUT)
         with pytest.raises(ServerError, match=r"--sglang-python .*python3 has no sglang; name a Python"):
             find_interpreter(Path(path), dict(os.environ))
@@ -323,7 +323,7 @@ class TestQuestion:
         assert self.ask(tmp_path) == "9.8.7"
 
     def test_a_source_tree_has_no_version(self, tmp_path: Path) -> None:
-        """It is on PYTHONPATH and was never installed."""
+        """A source tree on PYTHONPATH was not installed, so its version is unknown."""
         (tmp_path / "sglang").mkdir()
         (tmp_path / "sglang" / "__init__.py").touch()
         assert self.ask(tmp_path) == "unknown"

@@ -1,4 +1,4 @@
-"""A server under its supervisor: started, ended with all that belongs to it, kept; its log, its last lines."""
+"""A server under its supervisor: it is started, ended with all of its processes, or kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_dsr1.servers import ServerError
 from pytest_dsr1.servers.process import ServerProcess
 from tests.project import wait_until
 
-#: A server's life in the tests' terms: it says what it is told to and waits, or ends with a status.
+#: A stand-in for a server: it prints its processes, and then sleeps unless a test adds something.
 SERVER = r"""
 import os, signal, subprocess, sys, time
 child = [sys.executable, "-c", "import os, time; os.write(1, b'child\\n'); time.sleep(600)"]
@@ -83,28 +83,28 @@ def wait_for_end(server: ServerProcess) -> str:
 
 
 def test_status_and_last_lines_of_one_that_ends(servers: Servers) -> None:
-    """What it died of is in its status and in what it said last."""
+    """Its exit status is known, and the log has its last line."""
     server = servers.start(after="print('the last word'); sys.exit(3)")
     assert wait_for_end(server) == "exit status 3"
     assert servers.log().splitlines()[-1] == "the last word"
 
 
 def test_one_that_is_killed(servers: Servers) -> None:
-    """The signal is named."""
+    """The message names the signal."""
     server = servers.start()
     os.kill(servers.pids()[0], signal.SIGKILL)
     assert wait_for_end(server) == "killed by SIGKILL"
 
 
 def test_environment_is_ours_and_what_is_added(servers: Servers) -> None:
-    """A variable of the recipe is there beside those of the shell."""
+    """The server gets the variables of this process and those that are added."""
     server = servers.start(after="print(os.environ['GIVEN'], os.environ['HOME']); sys.exit(0)")
     wait_for_end(server)
     assert servers.log().splitlines()[-1] == f"yes {os.environ['HOME']}"
 
 
 def test_stopped_in_good_order(servers: Servers) -> None:
-    """SIGTERM is enough for a server that obeys."""
+    """A server that handles SIGTERM ends by itself."""
     server = servers.start(before="signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))")
     servers.pids()
     server.stop()
@@ -112,7 +112,7 @@ def test_stopped_in_good_order(servers: Servers) -> None:
 
 
 def test_killed_after_the_grace(servers: Servers) -> None:
-    """SIGKILL is for one that does not."""
+    """A server that ignores SIGTERM gets SIGKILL."""
     server = servers.start(before="signal.signal(signal.SIGTERM, signal.SIG_IGN)", grace_s=0.2)
     servers.pids()
     server.stop()
@@ -120,7 +120,7 @@ def test_killed_after_the_grace(servers: Servers) -> None:
 
 
 def test_one_that_was_stopped_by_a_signal_is_ended(servers: Servers) -> None:
-    """A SIGSTOPped server is woken to do as it is asked, and does not wait for the grace."""
+    """A server that was stopped by SIGSTOP is continued, so it ends before the grace is over."""
     server = servers.start(before="signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))", grace_s=30.0)
     os.kill(servers.pids()[0], signal.SIGSTOP)
     server.stop()
@@ -129,7 +129,7 @@ def test_one_that_was_stopped_by_a_signal_is_ended(servers: Servers) -> None:
 
 @pytest.mark.parametrize("end", ["stop", "death"])
 def test_no_process_of_it_is_left(servers: Servers, end: str) -> None:
-    """Its group ends with it, and so does a child that left the group."""
+    """The processes of its group end with it, and so does a child that left the group."""
     server = servers.start(
         before="children = [subprocess.Popen(child), subprocess.Popen(child, start_new_session=True)]"
     )
@@ -185,21 +185,21 @@ def test_full_disk_does_not_disturb_it(servers: Servers) -> None:
 
 
 def test_log_in_a_place_that_does_not_exist(servers: Servers) -> None:
-    """Nothing is started, and the error names the file."""
+    """No server is started, and the error names the file."""
     (servers.folder / "file").touch()
     with pytest.raises(ServerError, match=r"log .*file/server.log cannot be written"):
         servers.start(log=servers.folder / "file" / "server.log")
 
 
 def test_command_that_is_none(servers: Servers) -> None:
-    """The error says which, and why."""
+    """The error names the command, and says why it cannot be run."""
     server = ServerProcess(["/nowhere/python3", "-m", "sglang"], {}, servers.folder / "server.log", 1.0)
     with pytest.raises(ServerError, match=r"/nowhere/python3.*No such file"):
         server.start()
 
 
 class TestSharedMemory:
-    """What a killed server leaves in /dev/shm is removed: what is its own, and nothing else."""
+    """Files that a server leaves in /dev/shm are removed; files of others stay."""
 
     NAME = f"dsr1-test-{os.getpid()}"
 
@@ -213,7 +213,7 @@ class TestSharedMemory:
                 path.unlink()
 
     def test_a_file_that_it_had_mapped(self, servers: Servers) -> None:
-        """Whatever its name: it was seen in the hands of the server."""
+        """A file of any name is removed, since the server had it mapped."""
         server = servers.start(before=self._map(self.NAME))
         servers.pids()
         server.ready()
@@ -221,7 +221,7 @@ class TestSharedMemory:
         assert self._left() == []
 
     def test_a_semaphore_that_it_had_mapped(self, servers: Servers) -> None:
-        """The kernel shows it under another name than the one that it has."""
+        """The kernel shows a mapped semaphore under another name than that of its file."""
         # Without multiprocessing's own tracker, which would remove it now and then.
         opened = f"import _multiprocessing; s = _multiprocessing.SemLock(1, 1, 1, '/{self.NAME}', False)"
         server = servers.start(before=opened)
@@ -231,7 +231,7 @@ class TestSharedMemory:
         assert self._left() == []
 
     def test_a_file_of_sglang_s_name(self, servers: Servers) -> None:
-        """Known by its name where the server died before anybody looked."""
+        """A file with a name of SGLang's is removed also where the server ended before it was inspected."""
         name = f"sglang_loads_{self.NAME}"
         server = servers.start(before=self._map(name))
         os.kill(servers.pids()[0], signal.SIGKILL)
@@ -239,7 +239,7 @@ class TestSharedMemory:
         assert self._left() == []
 
     def test_files_of_others_stay(self, servers: Servers) -> None:
-        """One that was there before, one that somebody else uses, one that nobody saw with the server."""
+        """A file from before the start, one that a process uses, and one that the server never had stay."""
         before = Path("/dev/shm") / f"sglang_loads_{self.NAME}-before"
         before.write_bytes(b"x")
         server = servers.start()
