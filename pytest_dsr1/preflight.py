@@ -21,7 +21,6 @@ from pytest_dsr1.core.text import duration
 from pytest_dsr1.servers import Reporter, ServerError, SilentReporter
 from pytest_dsr1.servers.choose import LaunchPlan, choose
 from pytest_dsr1.servers.pool import ServerPool
-from pytest_dsr1.servers.recipe import RecipeError
 
 #: Bytes of result, samples and summary, roughly, per generated token; and what else must be free.
 _BYTES_PER_TOKEN = 4
@@ -151,7 +150,7 @@ def _launch(config: SweepConfig, points: Sequence[Point]) -> Iterator[PreflightC
         return
     try:
         choice = choose(config, os.environ, config.reports_dir / "servers", SilentReporter())
-    except (ServerError, RecipeError) as error:
+    except ServerError as error:
         yield PreflightCheck(False, str(error))
         return
     yield PreflightCheck(True, f"server: {choice.why}")
@@ -231,9 +230,9 @@ def choose_server(
     """
 
     def refuse(served: Served | None) -> None:
-        reference = served.is_reference if served is not None else pool.is_reference
+        reference = served.is_reference if served is not None else pool.choice.is_reference
         if problem := config.hook.pytest_dsr1_refuse_server(
-            config=config, why=pool.why, reference=reference, served=served
+            config=config, why=pool.choice.why, reference=reference, served=served
         ):
             raise ServerError(problem)
 
@@ -248,10 +247,10 @@ def choose_server(
         )
         refuse(None)
         # Before anything that takes time: corpus and tokenizer may come from the hub.
-        for served in pool.ask_all() if pool.running else ():
+        for served in pool.ask_all() if pool.choice.running else ():
             refuse(served)
         require_measurable(sweep, pool, workers)
-    except (RecipeError, ValueError) as error:
+    except ValueError as error:
         raise ServerError(str(error)) from None
     return pool
 
@@ -261,8 +260,8 @@ def require_measurable(config: SweepConfig, pool: ServerPool, workers: int) -> N
 
     :raises ServerError, ValueError: The sweep cannot be measured on this server.
     """
-    if pool.plan is not None and workers:
-        _refuse_restarts(pool.plan, config, workers)
+    if pool.choice.plan is not None and workers:
+        _refuse_restarts(pool.choice.plan, config, workers)
     if not pool.served:
         return
     served = pool.served[0]

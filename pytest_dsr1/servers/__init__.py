@@ -58,7 +58,7 @@ class Reporter(Protocol):
 
 
 class SilentReporter:
-    """Tells nobody."""
+    """A reporter that prints nothing."""
 
     def line(self, text: str) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Who serves: `--server-url`, or what `--engine` finds here."""
+"""Who serves: `--server-url`, or what `--engine` finds; and how a server would be launched."""
 
 from __future__ import annotations
 
@@ -10,67 +10,45 @@ from itertools import groupby
 from pathlib import Path
 
 from pytest_dsr1.core.config import DEFAULT_MODEL, Engine, Point, SweepConfig
-from pytest_dsr1.servers import Reporter, Server, ServerError, probe
-from pytest_dsr1.servers.external import ExternalServer
-from pytest_dsr1.servers.launch import Launch, LaunchOptions, parse_server_arg, parse_server_env
+from pytest_dsr1.servers import Reporter, Server, ServerError
+from pytest_dsr1.servers.external import ExternalServer, healthy_models
+from pytest_dsr1.servers.launch import Launch, parse_server_arg, parse_server_env, shell_line
 from pytest_dsr1.servers.launched import LaunchedServer, require_port
-from pytest_dsr1.servers.machine import Interpreter, InterpreterNotFoundError, find_interpreter, visible_gpus
-from pytest_dsr1.servers.ports import free_port, holder_of, runs_with
-from pytest_dsr1.servers.recipe import REFERENCE, Recipe, RecipeError, load_recipe, recipe_for
+from pytest_dsr1.servers.machine import find_interpreter, visible_gpus
+from pytest_dsr1.servers.process import free_port, holder_of, runs_with
+from pytest_dsr1.servers.recipe import REFERENCE, Recipe, load_recipe, recipe_for
 
-#: How long a server on --port may take to answer.
-PROBE_TIMEOUT_S = 2.0
 #: Where this package is imported from: a checkout need not be installed.
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """How a server would be launched here.
+    """How a server would be launched here: everything that its command lines are made of.
 
-    :param interpreter: None where the recipe's command needs none, or no Python has SGLang.
+    :param recipe: With what the user typed.
+    :param python: The interpreter that stands for {python} in the recipe's command.
+    :param version: Of SGLang; empty where it is unknown.
     :param missing: Which Pythons were asked for SGLang, and what they said; empty if one has it or none is needed.
     """
 
-    gpus: tuple[str, ...]
     recipe: Recipe
-    options: LaunchOptions
-    interpreter: Interpreter | None
+    port: int
+    python: str
+    gpus: tuple[str, ...] = ()
+    version: str = ""
     missing: str = ""
 
     def launch_for(self, point: Point) -> Launch:
         """The launch for a point.
 
-        :raises RecipeError: The recipe cannot make one.
+        :raises ServerError: The recipe names no model.
         """
-        return self.recipe.launch_at(point, self.options, self._python)
+        return self.recipe.launch_at(point, self.port, self.python)
 
     def launches(self, points: Sequence[Point]) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
-        """The launches of a sweep in order, each with its consecutive points."""
+        """The launches of a sweep in its order, each with the consecutive points that it serves."""
         return tuple((launch, tuple(group)) for launch, group in groupby(points, key=self.launch_for))
-
-    @property
-    def why(self) -> str:
-        """What is launched, and why, for the header."""
-        seen = f"{len(self.gpus)} x {self.gpus[0]}" if self.gpus else "no GPU seen"
-        version = f" {self.interpreter.version}" if self.interpreter is not None else ""
-        model = self.options.model or self.recipe.model
-        return f"SGLang{version}, launched with {model} by recipe {self.recipe.name} ({seen})"
-
-    @property
-    def gpu_problem(self) -> str:
-        """That more GPUs are needed than are visible; empty if there are enough."""
-        tp = self.options.tp if self.options.tp is not None else self.recipe.tp
-        if not self.gpus or tp <= len(self.gpus):
-            return ""
-        source = "--tp" if self.options.tp is not None else f"recipe {self.recipe.name}"
-        return (
-            f"{source} needs {tp} GPUs and {len(self.gpus)} are visible; type --tp {len(self.gpus)}, or another model"
-        )
-
-    @property
-    def _python(self) -> str:
-        return self.interpreter.path if self.interpreter is not None else "python3"
 
 
 @dataclass(frozen=True)
@@ -85,7 +63,7 @@ class Choice:
 
     servers: tuple[Server, ...]
     why: str
-    running: bool
+    running: bool = False
     is_reference: bool = False
     plan: LaunchPlan | None = None
 
@@ -93,44 +71,51 @@ class Choice:
 def plan_launch(config: SweepConfig, environ: Mapping[str, str]) -> LaunchPlan:
     """Find recipe and interpreter.
 
-    :raises RecipeError: The recipe cannot be read, or none fits the GPUs.
+    :raises ServerError: The recipe cannot be read, or none fits the GPUs.
     """
     if config.engine is Engine.REFERENCE:
         return reference_plan()
     wanted = config.launch
     if wanted.recipe == REFERENCE:
-        raise RecipeError("--recipe reference: the embedded engine is started by --engine reference")
-    options = LaunchOptions(
-        model=config.model,
-        port=config.port,
-        tp=config.tp,
-        arguments=tuple(map(parse_server_arg, wanted.server_args)),
-        environment=tuple(map(parse_server_env, wanted.server_env)),
-    )
+        raise ServerError("--recipe reference: the embedded engine is started by --engine reference")
     gpus = visible_gpus(environ)
     recipe = load_recipe(wanted.recipe) if wanted.recipe is not None else recipe_for(gpus, config.model)
-    needs_python = any("{python}" in word for word in recipe.command)
-    interpreter, missing = _find_python(config, environ) if needs_python else (None, "")
-    return LaunchPlan(gpus=gpus, recipe=recipe, options=options, interpreter=interpreter, missing=missing)
+    python, version, missing = "python3", "", ""
+    if any("{python}" in word for word in recipe.command):
+        try:
+            python, version = find_interpreter(wanted.sglang_python, environ)
+        except ServerError as error:
+            missing = str(error)
+    typed = recipe.with_typed(
+        model=config.model,
+        tp=config.tp,
+        arguments=dict(map(parse_server_arg, wanted.server_args)),
+        environment=dict(map(parse_server_env, wanted.server_env)),
+    )
+    return LaunchPlan(recipe=typed, port=config.port, python=python, gpus=gpus, version=version, missing=missing)
 
 
-def _find_python(config: SweepConfig, environ: Mapping[str, str]) -> tuple[Interpreter | None, str]:
-    """A Python that has SGLang, or why there is none."""
-    try:
-        return find_interpreter(config.launch.sglang_python, environ), ""
-    except InterpreterNotFoundError as error:
-        return None, str(error)
+def reference_plan(weights: Path | None = None) -> LaunchPlan:
+    """How the embedded engine is launched: by its recipe, with our own Python, on a free port.
+
+    :param weights: Hugging Face folder to serve; None: the packaged model.
+    """
+    python_path = os.pathsep.join(filter(None, (str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH"))))
+    recipe = load_recipe(REFERENCE).with_typed(
+        model=None if weights is None else str(weights.resolve()), environment={"PYTHONPATH": python_path}
+    )
+    return LaunchPlan(recipe=recipe, port=free_port(), python=sys.executable)
 
 
 def print_launch(config: SweepConfig, points: Sequence[Point], say: Callable[[str], None]) -> str:
-    """Print every command line of the sweep and its points (--print-launch).
+    """Print every command line of the sweep with the points that it serves (--print-launch).
 
     :return: Why nothing could be printed; empty if it was.
     """
     try:
         plan = plan_launch(config, os.environ)
         launches = plan.launches(points)
-    except RecipeError as error:
+    except ServerError as error:
         return str(error)
     if plan.missing and config.launch.sglang_python is not None:
         return plan.missing
@@ -139,7 +124,7 @@ def print_launch(config: SweepConfig, points: Sequence[Point], say: Callable[[st
         say(f"# {plan.missing}")
     for launch, served in launches:
         say(f"# for {', '.join(point.id for point in served)}")
-        say(launch.shell_line)
+        say(shell_line(launch.argv, launch.environment))
     return ""
 
 
@@ -147,11 +132,13 @@ def choose(config: SweepConfig, environ: Mapping[str, str], logs: Path, reporter
     """Find who serves.
 
     :param logs: Folder for the output of servers that we start.
-    :raises ServerError: The one that was asked for cannot be had.
-    :raises RecipeError: SGLang is to be launched, and no recipe says how.
+    :raises ServerError: The one that was asked for cannot be had, or cannot be launched.
     """
     if config.server_urls:
-        servers = tuple(_external(config, url) for url in config.server_urls)
+        servers = tuple(
+            ExternalServer(url, config.model, not config.model_from_environment, config.tp, config.flush_cache)
+            for url in config.server_urls
+        )
         return Choice(servers, f"{', '.join(config.server_urls)} (--server-url)", running=True)
     if config.engine is Engine.REFERENCE:
         return _reference(config, logs, reporter, "the embedded reference engine (--engine reference)")
@@ -164,40 +151,48 @@ def choose(config: SweepConfig, environ: Mapping[str, str], logs: Path, reporter
 
 
 def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, reporter: Reporter) -> Choice:
-    """A running server on --port, else SGLang, else the embedded engine."""
-    plan, problem = None, None
+    """A healthy server on --port that serves our model; else SGLang; else the embedded engine."""
+    wanted, plan, problem, missing = config.launch, None, None, "no GPU is visible for SGLang"
     # Who types a recipe wants a launch, whatever GPUs are seen.
-    if config.launch.recipe is not None or visible_gpus(environ):
+    if wanted.recipe is not None or visible_gpus(environ):
         try:
             plan = plan_launch(config, environ)
-        except RecipeError as error:
+            missing = plan.missing
+        except ServerError as error:
             problem = error
     if plan is not None and (kept := _kept(config, plan)):
         return kept
-    models = _wanted(config, plan)
+    # The names of the models that are ours: the recipe's is among them.
+    names = [config.model if config.model is not None else DEFAULT_MODEL]
+    if plan is not None:
+        names.append(plan.launch_for(config.launch_points[0]).model)
     url = f"http://127.0.0.1:{config.port}"
-    found = _serves(url, models)
-    if found:
-        if typed := config.launch.typed:
+    models = healthy_models(url)
+    if found := next((name for name in names if models and name in models), None):
+        if wanted.typed:
             raise ServerError(
-                f"{typed[0]} is for launching SGLang, but {url} runs already and serves {found}; "
-                f"stop it, choose another --port, or drop {typed[0]}"
+                f"{wanted.typed[0]} is for launching SGLang, but {url} runs already and serves {found}; "
+                f"stop it, choose another --port, or drop {wanted.typed[0]}"
             )
-        external = ExternalServer(url, found, tp=config.tp, flush=config.flush_cache)
-        return Choice((external,), f"{url} (it runs already and serves {found})", running=True)
-    absence = _absence(found, url, models)
-    if plan is not None and not plan.missing:
+        return _running(config, url, found, f"it runs already and serves {found}")
+    absence = f"no server answers at {url}"
+    if models is not None:
+        absence = f"the server at {url} is not healthy or does not serve {' or '.join(dict.fromkeys(names))}"
+    if plan is not None and not missing:
         why = f"{absence}, and there is a GPU" if plan.gpus else "--recipe was typed"
         return _launched(config, plan, logs, reporter, why)
     if problem is not None:
         # Without SGLang no recipe is needed: whatever GPU a laptop has, the embedded engine serves.
-        _, missing = _find_python(config, environ)
-        if not missing or config.launch.recipe is not None:
+        if wanted.recipe is not None:
             raise problem
-    else:
-        missing = plan.missing if plan is not None else "no GPU is visible for SGLang"
-    if typed := config.launch.typed:
-        raise ServerError(f"{typed[0]} is for launching SGLang, but {missing}; see --engine sglang")
+        try:
+            find_interpreter(wanted.sglang_python, environ)
+        except ServerError as error:
+            missing = str(error)
+        else:
+            raise problem
+    if wanted.typed:
+        raise ServerError(f"{wanted.typed[0]} is for launching SGLang, but {missing}; see --engine sglang")
     if config.model is not None and not config.model_from_environment:
         # The embedded engine has a model of its own, whose figures nobody asked for.
         raise ServerError(
@@ -208,81 +203,42 @@ def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, 
 
 
 def _kept(config: SweepConfig, plan: LaunchPlan) -> Choice | None:
-    """The server on --port, if it was launched as this session would launch it."""
-    launches = plan.launches(config.launch_points)
-    launch = launches[0][0]
+    """The server on --port, if an earlier session launched it as this one would for every point."""
+    (launch, _), *others = plan.launches(config.launch_points)
     holder = holder_of(launch.port)
-    if len(launches) > 1 or holder is None or not runs_with(holder.pid, launch.argv, dict(launch.environment)):
+    if others or holder is None or not runs_with(holder.pid, launch.argv, launch.environment):
         return None
-    if not _serves(launch.url, (launch.model,)):
+    if launch.model not in (healthy_models(launch.url) or ()):
         return None
-    external = ExternalServer(launch.url, launch.model, tp=config.tp, flush=config.flush_cache)
-    return Choice(
-        (external,), f"{launch.url} (process {holder.pid}, launched as recipe {plan.recipe.name} says)", running=True
+    return _running(
+        config, launch.url, launch.model, f"process {holder.pid}, launched as recipe {plan.recipe.name} says"
     )
 
 
-def _wanted(config: SweepConfig, plan: LaunchPlan | None) -> tuple[str, ...]:
-    """The models of which a running server must serve one to be used."""
-    names = [config.model if config.model is not None else DEFAULT_MODEL]
-    if plan is not None:
-        names.append(plan.launch_for(config.launch_points[0]).model)
-    return tuple(dict.fromkeys(names))
-
-
-def _serves(url: str, models: tuple[str, ...]) -> str | None:
-    """Which of `models` a healthy server lists; empty if none, None if no answer."""
-    try:
-        served = probe.served_models(url, PROBE_TIMEOUT_S)
-    except ServerError:
-        return None
-    named = next((model for model in models if model in served), "")
-    return named if named and probe.is_healthy(url, PROBE_TIMEOUT_S) else ""
-
-
-def _absence(found: str | None, url: str, models: tuple[str, ...]) -> str:
-    if found is None:
-        return f"no server answers at {url}"
-    return f"the server at {url} is not healthy or does not serve {' or '.join(models)}"
+def _running(config: SweepConfig, url: str, model: str, why: str) -> Choice:
+    server = ExternalServer(url, model, tp=config.tp, flush=config.flush_cache)
+    return Choice((server,), f"{url} ({why})", running=True)
 
 
 def _launched(config: SweepConfig, plan: LaunchPlan, logs: Path, reporter: Reporter, why: str) -> Choice:
-    if problem := plan.gpu_problem:
-        raise ServerError(problem)
+    recipe, visible = plan.recipe, len(plan.gpus)
+    if plan.gpus and recipe.tp > visible:
+        # SGLang would find it out after minutes.
+        source = "--tp" if config.tp is not None else f"recipe {recipe.name}"
+        raise ServerError(
+            f"{source} needs {recipe.tp} GPUs and {visible} are visible; type --tp {visible}, or another model"
+        )
     # Checked now, not at the first point.
     require_port(plan.launch_for(config.launch_points[0]))
     wanted = config.launch
     server = LaunchedServer("SGLang", plan.launch_for, logs, reporter, timeout_s=wanted.timeout_s, keep=wanted.keep)
-    return Choice((server,), f"{plan.why}; {why}", running=False, plan=plan)
-
-
-def _external(config: SweepConfig, url: str) -> ExternalServer:
-    return ExternalServer(
-        url, config.model, insist=not config.model_from_environment, tp=config.tp, flush=config.flush_cache
-    )
+    seen = f"{visible} x {plan.gpus[0]}" if plan.gpus else "no GPU seen"
+    name = f"SGLang {plan.version}".rstrip()
+    why = f"{name}, launched with {recipe.model} by recipe {recipe.name} ({seen}); {why}"
+    return Choice((server,), why, plan=plan)
 
 
 def _reference(config: SweepConfig, logs: Path, reporter: Reporter, why: str) -> Choice:
-    server = LaunchedServer(
-        "the embedded engine", reference_plan().launch_for, logs, reporter, timeout_s=config.launch.timeout_s
-    )
-    return Choice((server,), why, running=False, is_reference=True)
-
-
-def reference_plan(weights: Path | None = None) -> LaunchPlan:
-    """How the embedded engine is launched: with our own Python, on a free port.
-
-    :param weights: Hugging Face folder to serve; None: the packaged model.
-    """
-    others = os.environ.get("PYTHONPATH")
-    python_path = os.pathsep.join([str(_PACKAGE_PARENT), *([others] if others else [])])
-    return LaunchPlan(
-        gpus=(),
-        recipe=load_recipe(REFERENCE),
-        options=LaunchOptions(
-            model=None if weights is None else str(weights.resolve()),
-            port=free_port(),
-            environment=(("PYTHONPATH", python_path),),
-        ),
-        interpreter=Interpreter(sys.executable, ""),
-    )
+    launch_for = reference_plan().launch_for
+    server = LaunchedServer("the embedded engine", launch_for, logs, reporter, timeout_s=config.launch.timeout_s)
+    return Choice((server,), why, is_reference=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-#: Of an argument, as in TOML: True is a flag, False leaves the argument out, a tuple makes one word of each text.
-Value: TypeAlias = bool | int | float | str | tuple[str, ...]
+#: Of an argument, as in TOML: True is a flag, False leaves the argument out, a list makes one word of each element.
+Value: TypeAlias = bool | int | float | str | list[int | float | str]
 
 #: The address that a server binds to unless told otherwise.
 DEFAULT_HOST = "127.0.0.1"
@@ -37,35 +38,6 @@ _URL_WITH_LOGIN = re.compile(r"://[^/\s@]+@")
 _NO_SECRETS = "command lines are printed and kept with results, so they must not contain secrets"
 
 
-@dataclass(frozen=True)
-class ServerArgument:
-    """One `--server-arg`.
-
-    :param name: Without the leading hyphens.
-    :param value: None for a flag.
-    """
-
-    name: str
-    value: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchOptions:
-    """What the user typed about a launch.
-
-    :param model: `--model`; None: the recipe's.
-    :param tp: `--tp`; None: the recipe's.
-    :param arguments: `--server-arg`; the last one of a name counts.
-    :param environment: `--server-env`; the last one of a name counts.
-    """
-
-    model: str | None = None
-    port: int = 8888
-    tp: int | None = None
-    arguments: tuple[ServerArgument, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """A server's command line and the variables that its environment has beside ours.
@@ -74,17 +46,37 @@ class Launch:
     that they are secrets are refused where they are read.
 
     :param recipe: Name of the recipe.
-    :param argv: From the interpreter on.
-    :param environment: Sorted by name.
-    :param model: The name of the served model in /v1/models.
+    :param command: From the interpreter on, without the arguments.
+    :param arguments: Name to value, in order; `model-path` and `port` are among them.
     """
 
     recipe: str
-    argv: tuple[str, ...]
-    environment: tuple[tuple[str, str], ...] = ()
-    model: str
-    host: str = DEFAULT_HOST
-    port: int
+    command: tuple[str, ...]
+    arguments: Mapping[str, Value]
+    environment: Mapping[str, str]
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command with its arguments."""
+        return (
+            *self.command,
+            *(word for name, value in self.arguments.items() for word in argument_words(name, value)),
+        )
+
+    @property
+    def model(self) -> str:
+        """The name of the served model in /v1/models."""
+        return str(self.arguments.get("served-model-name", self.arguments["model-path"]))
+
+    @property
+    def host(self) -> str:
+        """The address that the server binds to."""
+        return str(self.arguments.get("host", DEFAULT_HOST))
+
+    @property
+    def port(self) -> int:
+        """The port that the server listens on."""
+        return int(str(self.arguments["port"]))
 
     @property
     def url(self) -> str:
@@ -92,13 +84,8 @@ class Launch:
         host = _REACHED_AT.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
-    @property
-    def shell_line(self) -> str:
-        """One line for a shell: variables, then the command."""
-        return shell_line(self.argv, dict(self.environment))
-
     def changes_from(self, earlier: Launch) -> str:
-        """What differs, as "chunked-prefill-size 196608 -> 32768"; else empty."""
+        """What differs from `earlier`: "chunked-prefill-size 196608 -> 32768"; empty if nothing does."""
         before, after = earlier._settings(), self._settings()
         return ", ".join(
             f"{name} {before.get(name, 'unset')} -> {after.get(name, 'unset')}"
@@ -107,53 +94,36 @@ class Launch:
         )
 
     def _settings(self) -> dict[str, str]:
-        """Everything that equality compares, under the names that a user knows."""
-        command: list[str] = []
-        arguments: dict[str, list[str]] = {}
-        words = command
-        for word in self.argv:
-            if word.startswith("--"):
-                name, equals, value = word.removeprefix("--").partition("=")
-                words = arguments.setdefault(name, [])
-                words += [value] if equals else []
-            else:
-                words.append(word)
-        return {
-            "recipe": self.recipe,
-            "command": shlex.join(command),
-            "model": self.model,
-            **{name: shlex.join(values) or "set" for name, values in arguments.items()},
-            **dict(self.environment),
+        arguments = {
+            name: "set" if value is True else shlex.join(map(str, value if isinstance(value, list) else [value]))
+            for name, value in self.arguments.items()
         }
+        return {"recipe": self.recipe, "command": shlex.join(self.command), **arguments, **self.environment}
 
 
-def shell_line(argv: tuple[str, ...] | list[str], environment: dict[str, str]) -> str:
+def shell_line(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     """A command with its variables, quoted for a shell."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     return " ".join([*variables, shlex.join(argv)])
 
 
 def argument_words(name: str, value: Value) -> tuple[str, ...]:
-    """The words of an argument on a command line; none if it is left out."""
-    if isinstance(value, bool):
-        return (f"--{name}",) if value else ()
-    if isinstance(value, tuple):
-        return (f"--{name}", *value)
+    """The words of an argument on a command line."""
+    if value is True:
+        return (f"--{name}",)
+    if isinstance(value, list):
+        return (f"--{name}", *map(str, value))
     return (f"--{name}={value}",)
 
 
-def parse_server_arg(text: str) -> ServerArgument:
-    """Read NAME=VALUE or NAME, with or without two hyphens before it.
-
-    The value begins after the first =.
+def parse_server_arg(text: str) -> tuple[str, str | bool]:
+    """Read NAME=VALUE or NAME (a flag, True), with or without two hyphens; the value begins after the first =.
 
     :raises ValueError: With the reason; it never quotes a value, which may be a secret.
     """
     name, equals, value = text.removeprefix("--").partition("=")
-    argument = ServerArgument(name, value if equals else None)
-    if problem := argument_problem(name, True if argument.value is None else argument.value):
-        raise ValueError(problem)
-    return argument
+    check_argument(name, value if equals else True)
+    return name, value if equals else True
 
 
 def parse_server_env(text: str) -> tuple[str, str]:
@@ -164,46 +134,60 @@ def parse_server_env(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError("a variable is written NAME=VALUE")
-    if problem := variable_problem(name, value):
-        raise ValueError(problem)
+    check_variable(name, value)
     return name, value
 
 
-def argument_problem(name: str, value: Value) -> str:
-    """Why an argument may not be given to a server; empty if it may."""
+def check_argument(name: str, value: object) -> None:
+    """Refuse what may not be given to a server.
+
+    :raises ValueError: With the reason.
+    """
     if not _NAME.fullmatch(name):
-        return (
+        raise ValueError(
             "an argument is written NAME=VALUE, or NAME for a flag, in small letters and hyphens: "
             "mem-fraction-static=0.9"
         )
     # argparse accepts the beginning of a name for the name.
     for ours, option in _OURS.items():
         if ours.startswith(name):
-            return f"{name} is set by the plugin; use {option}"
+            raise ValueError(f"{name} is set by the plugin; use {option}")
     if any(key.startswith(name) for key in _API_KEYS):
-        return f"{name}: a server that requires an API key cannot be measured, since requests are sent without one"
+        raise ValueError(
+            f"{name}: a server that requires an API key cannot be measured, since requests are sent without one"
+        )
     if _SECRET_NAME.search(name):
-        return f"{name} is the name of a secret; {_NO_SECRETS}"
-    if name in _TEXTS and not (isinstance(value, str) and value):
-        return f"{name} needs a value: {name}=…"
-    return _value_problem(name, value)
+        raise ValueError(f"{name} is the name of a secret; {_NO_SECRETS}")
+    if name in _TEXTS and value is not False and not (isinstance(value, str) and value):
+        raise ValueError(f"{name} needs a value: {name}=…")
+    for each in value if isinstance(value, list) else [value]:
+        if not isinstance(each, int | float | str) or (isinstance(value, list) and isinstance(each, bool)):
+            raise ValueError(f"Expected texts or numbers, true or false, found {repr(value)[:60]}")
+        _check_value(name, each)
+    if value == []:
+        raise ValueError("Expected a list of length >= 1, found []")
 
 
-def variable_problem(name: str, value: str) -> str:
-    """Why a variable may not be set for a server; empty if it may."""
+def check_variable(name: str, value: object) -> None:
+    """Refuse what may not be set for a server.
+
+    :raises ValueError: With the reason.
+    """
     if not _VARIABLE.fullmatch(name):
-        return "a variable is written NAME=VALUE, its name in letters, digits and underscores"
+        raise ValueError("a variable is written NAME=VALUE, its name in letters, digits and underscores")
     if _SECRET_VARIABLE.search(name):
-        return f"{name} is the name of a secret; {_NO_SECRETS}; export it instead: the server inherits the environment"
-    return _value_problem(name, value)
+        raise ValueError(
+            f"{name} is the name of a secret; {_NO_SECRETS}; export it instead: the server inherits the environment"
+        )
+    if value is True or not isinstance(value, int | float | str):
+        raise ValueError(f"Expected a text or a number, or false to leave it out, found {repr(value)[:60]}")
+    _check_value(name, value)
 
 
-def _value_problem(name: str, value: Value) -> str:
+def _check_value(name: str, value: float | str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{name} is {value}, must be a finite number"
-    for text in value if isinstance(value, tuple) else (value,):
-        if isinstance(text, str) and any(ord(char) < 32 or ord(char) == 127 for char in text):
-            return f"the value of {name} has a line break or another control character; write it on one line"
-        if isinstance(text, str) and _URL_WITH_LOGIN.search(text):
-            return f"the value of {name} is a URL with a login; {_NO_SECRETS}"
-    return ""
+        raise ValueError(f"{name} is {value}, must be a finite number")
+    if isinstance(value, str) and any(ord(char) < 32 or ord(char) == 127 for char in value):
+        raise ValueError(f"the value of {name} has a line break or another control character; write it on one line")
+    if isinstance(value, str) and _URL_WITH_LOGIN.search(value):
+        raise ValueError(f"the value of {name} is a URL with a login; {_NO_SECRETS}")

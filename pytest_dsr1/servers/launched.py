@@ -1,4 +1,4 @@
-"""A server that we launch, from the check of its port to its last process."""
+"""A server that we launch: from the check of its port to the end of its last process."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pytest_dsr1.core.config import Point
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.text import duration
-from pytest_dsr1.servers import Reporter, ServerError, probe
+from pytest_dsr1.servers import Reporter, ServerError, external
 from pytest_dsr1.servers.launch import Launch
-from pytest_dsr1.servers.log import LogReader, cause_of_end, new_log, progress_of, tail_of, telling_lines
-from pytest_dsr1.servers.ports import holder_of, is_descendant, is_taken
-from pytest_dsr1.servers.process import Ended, ServerProcess
+from pytest_dsr1.servers.log import cause_of_end, new_log, progress_of, tail_of, telling_lines
+from pytest_dsr1.servers.process import ServerProcess, holder_of, is_descendant, is_taken
 
 #: Between SIGTERM and SIGKILL. SGLang first finishes the requests in flight; idle, it ends within 3 to 6 s.
 STOP_GRACE_S = 20.0
@@ -60,12 +58,7 @@ class LaunchedServer:
     @property
     def pid(self) -> int | None:
         """Of the running server."""
-        return self._process.pid if self._process is not None and self._process.ended is None else None
-
-    @property
-    def url(self) -> str | None:
-        """Where it serves; None until it does."""
-        return self._launch.url if self._launch is not None and self._start_s is not None else None
+        return self._process.pid if self._process is not None and not self._process.ended else None
 
     def serve(self, point: Point | None = None) -> Served:
         assert point is not None, "a launch is made for a point"
@@ -75,8 +68,6 @@ class LaunchedServer:
             self._end()
         if self._process is None:
             self._start(launch)
-        elif problem := self._end_problem():
-            raise ServerError(problem)
         return self.inspect()
 
     def inspect(self) -> Served:
@@ -84,50 +75,49 @@ class LaunchedServer:
         if problem := self._end_problem():
             raise ServerError(problem)
         try:
-            served = probe.inspect(self._launch.url, self._launch.model)
+            served = external.inspect(self._launch.url, self._launch.model)
         except ServerError as error:
             raise ServerError(self._end_problem(_DYING_S) or str(error)) from None
-        return replace(served, engine=served.engine if served.is_reference else "sglang", launch=self._description())
+        launch = {
+            "recipe": self._launch.recipe,
+            "command": list(self._launch.argv),
+            "environment": dict(self._launch.environment),
+            "log": str(self._log),
+            "started": round(self._started, 1) if self._start_s is not None else None,
+            "start_s": round(self._start_s, 1) if self._start_s is not None else None,
+        }
+        return replace(served, engine=served.engine if served.is_reference else "sglang", launch=launch)
 
     def flush_cache(self) -> None:
-        """Empty its prefix cache.
-
-        :raises ServerError: It was not emptied, and the next measurement might be of the cache.
-        """
-        if self._launch is not None and (problem := probe.flush_cache(self._launch.url)):
+        """:raises ServerError: The cache was not emptied, so the next measurement might be of the cache."""
+        if self._launch is not None and (problem := external.flush_cache(self._launch.url)):
             raise ServerError(f"{self._launch.url}: {problem}")
 
     def problem(self, patience_s: float) -> str:
-        if self._launch is None or self._process is None:
-            return ""
-        if problem := self._end_problem():
+        problem = self._end_problem()
+        if self._launch is None or problem or not (silence := external.silence(self._launch.url, patience_s)):
             return problem
-        if not (silence := probe.silence(self._launch.url, patience_s)):
-            return ""
         return self._end_problem(_DYING_S) or f"{silence}; see {self._log}{_quoted(tail_of(self._log))}"
 
     def stop(self) -> None:
-        if self.kept:
+        if self._process is None or self._process.kept:
             return
-        if self._keep and self.pid is not None and self._start_s is not None:
-            assert self._process is not None
+        if self._keep and self._start_s is not None and not self._process.poll():
             self._process.keep()
-            if self._process.kept:
-                return
-        self._end()
+        else:
+            self._end()
 
     def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
-        if self._process is None:
+        if self._process is None or self._launch is None:
             return ()
-        self._process.poll()
-        error = self._process.log_error
+        ended, error, url = self._process.poll(), self._process.log_error, self._launch.url
         lines = [f"the server's log is incomplete: {error}"] if error else []
-        if self._start_s is None or self.pid is None:
+        if self._start_s is None or ended:
             return lines
         if self._keep:
             lines.append(
-                f"the server keeps running at {self.url} (pid {self.pid}); measure it again with the same command, or "
-                f"with --server-url {self.url}; stop it with: kill {self.pid}"
+                f"the server keeps running at {url} (pid {self.pid}); measure it again with the same command, or "
+                f"with --server-url {url}; stop it with: kill {self.pid}"
             )
         elif interrupted and self._start_s >= LONG_START_S:
             lines.append(
@@ -136,18 +126,13 @@ class LaunchedServer:
             )
         return lines
 
-    @property
-    def kept(self) -> bool:
-        """Whether `stop` left it running."""
-        return self._process is not None and self._process.kept
-
     # -- its start --------------------------------------------------------------------------------------------
 
     def _start(self, launch: Launch) -> None:
         require_port(launch)
         self._log = new_log(self._logs, str(launch.port))
         self._reporter.line(f"starting {self._name} by recipe {launch.recipe}; log: {self._log}")
-        process = ServerProcess(launch.argv, dict(launch.environment), self._log, STOP_GRACE_S)
+        process = ServerProcess(launch.argv, launch.environment, self._log, STOP_GRACE_S)
         self._launch, self._process, self._start_s = launch, process, None
         began, self._started = time.monotonic(), time.time()
         try:
@@ -160,19 +145,17 @@ class LaunchedServer:
         process.ready()
 
     def _wait(self, launch: Launch, process: ServerProcess, began: float) -> None:
-        """Wait until our process is the one that listens, and serves our model."""
-        log = LogReader(self._log)
+        """Wait until our process lives, is the one that listens, is healthy and serves our model."""
         said = "starting"
         while True:
-            if ended := process.poll():
-                raise ServerError(self._describe_end(f"{self._name} did not start", ended))
-            for line in log.lines():
-                said = progress_of(line) or said
+            if problem := self._end_problem(what="did not start"):
+                raise ServerError(problem)
+            said = progress_of(tail_of(self._log)) or said
             elapsed = time.monotonic() - began
             self._reporter.progress(f"{self._name}: {said}, {elapsed:.0f} s")
             if self._is_ready(launch, process):
                 # Once more, since it may have ended after it answered.
-                if process.poll() is None:
+                if not process.poll():
                     return
                 continue
             if elapsed > self._timeout_s:
@@ -184,7 +167,8 @@ class LaunchedServer:
             time.sleep(min(max(elapsed / 10, POLL_S[0]), POLL_S[1]))
 
     def _is_ready(self, launch: Launch, process: ServerProcess) -> bool:
-        if not probe.is_healthy(launch.url, _ANSWER_S):
+        models = external.healthy_models(launch.url, _ANSWER_S)
+        if not models:
             return False
         # Another process may have taken the port, or the same port of another address.
         holder = holder_of(launch.port)
@@ -193,7 +177,6 @@ class LaunchedServer:
                 f"port {launch.port} was taken by process {holder.pid} ({holder.command[:80]}) while "
                 f"{self._name} was starting; stop that process, or choose another port with --port"
             )
-        models = probe.served_models(launch.url, _ANSWER_S)
         if launch.model not in models:
             raise ServerError(
                 f"{self._name} serves {', '.join(models)} and not {launch.model}; see --model, --recipe and "
@@ -203,18 +186,16 @@ class LaunchedServer:
 
     # -- its end ----------------------------------------------------------------------------------------------
 
-    def _end_problem(self, timeout_s: float = 0.0) -> str:
+    def _end_problem(self, timeout_s: float = 0.0, what: str = "has ended") -> str:
         """Why it has ended, or ends within `timeout_s`; empty while it runs."""
-        ended = None if self._process is None else self._process.poll(timeout_s)
-        return "" if ended is None else self._describe_end(f"{self._name} has ended", ended)
-
-    def _describe_end(self, what: str, ended: Ended) -> str:
-        lines = list(ended.tail) or tail_of(self._log)
+        process = self._process
+        if process is None or not process.poll(timeout_s):
+            return ""
+        lines = tail_of(self._log)
         cause = cause_of_end(lines)
         why = f": {cause.what}; {cause.advice}" if cause is not None else ""
-        log_error = self._process.log_error if self._process is not None else ""
-        log = f"log: {self._log}" + (f" (incomplete: {log_error})" if log_error else "")
-        return f"{what}: {ended.how}{why}; {log}{_quoted(lines)}"
+        log = f"log: {self._log}" + (f" (incomplete: {process.log_error})" if process.log_error else "")
+        return f"{self._name} {what}: {process.ended}{why}; {log}{_quoted(lines)}"
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -222,41 +203,25 @@ class LaunchedServer:
             process.stop()
         self._launch, self._start_s = None, None
 
-    def _description(self) -> dict[str, Any]:
-        """How it was started, for a result."""
-        assert self._launch is not None
-        return {
-            "recipe": self._launch.recipe,
-            "command": list(self._launch.argv),
-            "environment": dict(self._launch.environment),
-            "log": str(self._log),
-            "started": round(self._started, 1) if self._start_s is not None else None,
-            "start_s": round(self._start_s, 1) if self._start_s is not None else None,
-        }
-
 
 def require_port(launch: Launch) -> None:
-    """Check that a launch's port is free.
-
-    SGLang checks it only at the end of its start, and then logs "ready" even if the port is taken.
+    """Check that a launch's port is free: SGLang checks it only at the end of its start, and logs "ready" anyway.
 
     :raises ServerError: It is taken; the message names the process that has it.
     """
     if not is_taken(launch.host, launch.port):
         return
-    holder = holder_of(launch.port)
-    by = f"by process {holder.pid} ({holder.command[:80]})" if holder is not None else "by a process of another user"
-    if holder is None and not probe.answers(launch.url, _ANSWER_S):
+    holder, models = holder_of(launch.port), external.healthy_models(launch.url, _ANSWER_S)
+    if holder is None and models is None:
         raise ServerError(
             f"port {launch.port} cannot be opened, though nobody answers there: an outgoing connection may hold it, up "
             "to a minute after its end; wait, or choose another port with --port"
         )
-    try:
-        models = ", ".join(probe.served_models(launch.url, _ANSWER_S))
-        serves = f", which serves {models}: measure it with --server-url {launch.url}, stop it,"
-    except ServerError:
-        serves = "; stop it,"
-    raise ServerError(f"port {launch.port} is taken {by}{serves} or choose another port with --port")
+    by = f"by process {holder.pid} ({holder.command[:80]})" if holder is not None else "by a process of another user"
+    stop = "; stop it,"
+    if models:
+        stop = f", which serves {', '.join(models)}: measure it with --server-url {launch.url}, stop it,"
+    raise ServerError(f"port {launch.port} is taken {by}{stop} or choose another port with --port")
 
 
 def _quoted(lines: Sequence[str]) -> str:

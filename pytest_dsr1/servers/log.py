@@ -1,4 +1,4 @@
-"""A server's log: progress of a start, cause of an end, lines to show."""
+"""A server's log: the progress of its start, the cause of its end, the lines to show."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
-#: Lines from the end that are searched for a cause; each dying process of eight writes hundreds.
-_SEARCHED_LINES = 5_000
 #: Of each line, so many characters are searched for a cause, and so many are shown; of a value in it, even fewer.
 _SEARCHED_LENGTH = 2_000
 _SHOWN_LENGTH = 300
@@ -21,9 +18,8 @@ _VALUE_LENGTH = 160
 #: Lines that are shown before a telling line without a traceback, and after it.
 _BEFORE = 3
 _AFTER = 2
-#: Read from a file at a time, and kept of a line that has not ended yet.
-_READ_BYTES = 64 * 1024
-_PARTIAL_LENGTH = 4096
+#: Read from the end of a log: each of eight processes that end may write a hundred lines.
+_READ_BYTES = 128 * 1024
 
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
@@ -62,37 +58,13 @@ def new_log(folder: Path, name: str) -> Path:
 
 
 def tail_of(path: Path) -> list[str]:
-    """The last lines of a log; none if it cannot be read."""
+    """The last lines of a log, a progress bar's states as lines of their own; none if it cannot be read."""
     try:
         with path.open("rb") as log:
             log.seek(max(log.seek(0, os.SEEK_END) - _READ_BYTES, 0))
             return log.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-
-
-class LogReader:
-    """Reads the lines that were appended to a log since the last call."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._place = 0
-        self._partial = ""
-
-    def lines(self) -> list[str]:
-        """The new lines, of at most the last 64 KiB; none if it cannot be read."""
-        try:
-            with self._path.open("rb") as log:
-                # Its end only: a server may write faster than we read.
-                self._place = log.seek(max(self._place, log.seek(0, os.SEEK_END) - _READ_BYTES))
-                data = log.read(_READ_BYTES)
-        except OSError:
-            return []
-        self._place += len(data)
-        # A progress bar rewrites its line.
-        *lines, self._partial = (self._partial + data.decode(errors="replace")).replace("\r", "\n").split("\n")
-        self._partial = self._partial[-_PARTIAL_LENGTH:]
-        return lines
 
 
 class _Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,8 +74,13 @@ class _Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
 
 
-class _Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A known cause, and the words of a log that show it."""
+class Cause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a server ended.
+
+    :param words: Words of a log that show it. Their groups stand in braces in the texts of log.toml.
+    :param what: What happened, in one line.
+    :param advice: What to do, in one line, with our options for it.
+    """
 
     words: str
     what: str
@@ -114,9 +91,9 @@ class _Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What log.toml knows."""
 
     stage: tuple[_Stage, ...]
-    root: tuple[_Known, ...]
-    killed: tuple[_Known, ...]
-    ended: tuple[_Known, ...]
+    root: tuple[Cause, ...]
+    killed: tuple[Cause, ...]
+    ended: tuple[Cause, ...]
 
 
 @cache
@@ -125,28 +102,17 @@ def known_words() -> _Words:
     return msgspec.toml.decode(Path(__file__).with_name("log.toml").read_bytes(), type=_Words)
 
 
-def progress_of(line: str) -> str | None:
-    """The stage of a start in a few words; None if `line` does not tell.
+def progress_of(lines: Sequence[str]) -> str | None:
+    """The stage of a start in a few words, by the last line that tells one; None if none does.
 
     It never says "ready": SGLang logs that too when another server holds its port.
     """
-    text = _stampless(_plain(line))
-    for stage in known_words().stage:
-        if match := re.match(stage.words, text):
-            return stage.text.format_map(match.groupdict())
+    for line in reversed(lines):
+        text = _stampless(_plain(line))
+        for stage in known_words().stage:
+            if match := re.match(stage.words, text):
+                return stage.text.format_map(match.groupdict())
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why a server ended.
-
-    :param what: What happened, in one line.
-    :param advice: What to do, in one line, with our options for it.
-    """
-
-    what: str
-    advice: str
 
 
 def cause_of_end(lines: Sequence[str]) -> Cause | None:
@@ -156,12 +122,12 @@ def cause_of_end(lines: Sequence[str]) -> Cause | None:
 
 
 def telling_lines(lines: Sequence[str], limit: int = 12) -> list[str]:
-    """Choose the lines for an error message, each of at most 300 characters.
+    """Choose the lines for an error message: at most `limit`, each of at most 300 characters.
 
     They lead to the line of the known cause, or else to the last exception or error, or else to the end of the log.
     Where that line ends a traceback, the traceback's head is among them. Escapes and control characters are removed.
     """
-    texts = [text for text in _cleaned(lines) if not _is_noise(text)]
+    texts = _cleaned(lines)
     if limit < 1 or not texts:
         return []
     at = _telling(texts)
@@ -201,28 +167,24 @@ def _traceback(texts: Sequence[str], at: int) -> int | None:
 
 def _found(texts: Sequence[str]) -> tuple[int, Cause] | None:
     """The known cause, and the index of the line that shows it."""
-    last = [
-        (index, _stampless(texts[index])[:_SEARCHED_LENGTH])
-        for index in range(len(texts) - 1, -1, -1)
-        if not _is_noise(texts[index])
-    ]
+    last = [(index, _stampless(texts[index])[:_SEARCHED_LENGTH]) for index in range(len(texts) - 1, -1, -1)]
     words = known_words()
     for group in (words.root, words.killed, words.ended):
         for index, message in last:
             for known in group:
                 if match := re.search(known.words, message):
                     values = {name: _cut(value, _VALUE_LENGTH) for name, value in match.groupdict("").items()}
-                    return index, Cause(known.what.format_map(values), known.advice.format_map(values))
+                    return index, Cause(known.words, known.what.format_map(values), known.advice.format_map(values))
     return None
 
 
 def _cleaned(lines: Sequence[str]) -> list[str]:
-    """The last lines without escapes, control characters and blank lines."""
-    return [text for line in lines[-_SEARCHED_LINES:] if (text := _plain(line))]
+    """The lines without escapes and control characters; blank ones and noise are left out."""
+    return [text for text in map(_plain, lines) if text and not _NOISE.match(_stampless(text))]
 
 
 def _plain(line: str) -> str:
-    """`line` as a terminal shows it, indented: of a bar, the last state."""
+    """`line` as a terminal shows it: of a progress bar, the last state; indentation is kept."""
     text = _ESCAPES.sub("", line).rstrip()
     text = text.rpartition("\r")[2].expandtabs(4)
     return _CONTROLS.sub("", text)
@@ -230,10 +192,6 @@ def _plain(line: str) -> str:
 
 def _stampless(text: str) -> str:
     return _STAMP.sub("", text)
-
-
-def _is_noise(text: str) -> bool:
-    return _NOISE.match(_stampless(text)) is not None
 
 
 def _cut(text: str, length: int) -> str:

@@ -1,4 +1,4 @@
-"""What a server can be launched with here: GPUs, a Python with SGLang."""
+"""What this machine can launch a server with: its GPUs, and a Python that has SGLang."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from pytest_dsr1.servers import ServerError
 
 #: The driver answers within a second or two; one that hangs never answers.
 GPU_TIMEOUT_S = 10.0
@@ -18,14 +20,14 @@ GPU_TIMEOUT_S = 10.0
 PYTHON_TIMEOUT_S = 20.0
 
 
-class NoAnswerError(RuntimeError):
-    """A command gave no answer; the message, after its name, says why."""
+class _NoAnswerError(RuntimeError):
+    """A command gave no answer; the message says why, in a few words that follow the command's name."""
 
 
-def ask(argv: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> str:
-    """What a short command prints.
+def _ask(argv: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> object:
+    """What a short command prints last, as JSON.
 
-    :raises NoAnswerError: It cannot be run, does not end in time or with status 0.
+    :raises _NoAnswerError: It cannot be run, does not end in time or with status 0, or prints no JSON.
     """
     try:
         done = subprocess.run(
@@ -39,13 +41,17 @@ def ask(argv: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> st
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise NoAnswerError(f"did not answer within {timeout_s:g} s") from None
+        raise _NoAnswerError(f"did not answer within {timeout_s:g} s") from None
     except OSError as error:
-        raise NoAnswerError(f"cannot be run ({error.strerror})") from None
+        raise _NoAnswerError(f"cannot be run ({error.strerror})") from None
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise NoAnswerError(f"ended with status {done.returncode}{f' ({said[-1][:120]})' if said else ''}")
-    return done.stdout
+        raise _NoAnswerError(f"ended with status {done.returncode}{f' ({said[-1][:120]})' if said else ''}")
+    try:
+        # A library may print warnings before.
+        return json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise _NoAnswerError("does not answer like a Python") from None
 
 
 # -- GPUs -----------------------------------------------------------------------------------------------------
@@ -75,37 +81,31 @@ _AMD_SERIES = {
 def visible_gpus(environ: Mapping[str, str], root: Path = Path("/")) -> tuple[str, ...]:
     """The names of the GPUs that a server started from here would see, one for each.
 
-    NVML is asked first, then NVIDIA's files in /proc, then amdsmi, then AMD's files in /sys, until one knows of a GPU.
+    NVML is asked first, then amdsmi, then AMD's driver in /sys (amdsmi may be missing), until one knows of a GPU.
 
     :param environ: Its *_VISIBLE_DEVICES say which GPUs are hidden.
-    :param root: Where /proc and /sys are.
+    :param root: Where /sys is.
     """
-    cuda = _entries(environ, "CUDA_VISIBLE_DEVICES")
-    if not _hides_all(cuda) and (found := _from_library(_NVIDIA, environ) or _from_nvidia_driver(root)):
+    cuda = environ.get("CUDA_VISIBLE_DEVICES")
+    if not _hides_all(cuda) and (found := _from_library(_NVIDIA, environ)):
         return _left(found, cuda)
     # ROCm hides by the first; HIP then counts what is left by the second, or by CUDA's where the second is unset.
-    rocr, hip = _entries(environ, "ROCR_VISIBLE_DEVICES"), _entries(environ, "HIP_VISIBLE_DEVICES")
-    hip = cuda if hip is None else hip
+    rocr, hip = environ.get("ROCR_VISIBLE_DEVICES"), environ.get("HIP_VISIBLE_DEVICES", cuda)
     if _hides_all(rocr) or _hides_all(hip):
         return ()
     return _left(_left(_from_library(_AMD, environ) or _from_amd_driver(root), rocr), hip)
 
 
-def _entries(environ: Mapping[str, str], variable: str) -> list[str] | None:
-    """What a variable lists; None if it is unset, which hides nothing."""
-    return [entry.strip() for entry in environ[variable].split(",")] if variable in environ else None
+def _hides_all(listed: str | None) -> bool:
+    return listed is not None and listed.split(",")[0].strip() in ("", "-1")
 
 
-def _hides_all(entries: list[str] | None) -> bool:
-    return entries is not None and entries[0] in ("", "-1")
-
-
-def _left(gpus: tuple[str, ...], entries: list[str] | None) -> tuple[str, ...]:
-    """Those of `gpus` that are listed, in that order; all without a list."""
-    if entries is None or not gpus:
+def _left(gpus: tuple[str, ...], listed: str | None) -> tuple[str, ...]:
+    """Those of `gpus` that are listed, in the order of the list; all, if the variable is unset."""
+    if listed is None or not gpus:
         return gpus
     left = []
-    for entry in entries:
+    for entry in map(str.strip, listed.split(",")):
         if re.fullmatch(r"[A-Za-z].*", entry):
             # A UUID, which is not resolved: the GPUs of a machine are alike.
             left.append(gpus[0])
@@ -117,47 +117,34 @@ def _left(gpus: tuple[str, ...], entries: list[str] | None) -> tuple[str, ...]:
 
 
 def _from_library(question: str, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the GPUs that a vendor's library knows of; none if it fails."""
+    """Names of the GPUs that a vendor's library knows of; none where it is missing or fails."""
     try:
         # -P: a module of the current folder must not stand in for a library.
-        said = ask([sys.executable, "-P", "-c", question], environ, GPU_TIMEOUT_S)
-        # A library may print warnings before.
-        gpus = json.loads(said.splitlines()[-1])
-    except (NoAnswerError, ValueError, IndexError):
+        gpus = _ask([sys.executable, "-P", "-c", question], environ, GPU_TIMEOUT_S)
+    except _NoAnswerError:
         return ()
+    assert isinstance(gpus, list)
     return tuple(gpu if isinstance(gpu, str) else _amd_name(*map(str, gpu)) for gpu in gpus)
 
 
-def _from_nvidia_driver(root: Path) -> tuple[str, ...]:
-    texts = [_text(path) for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information"))]
-    found = (re.search(r"^Model:\s*(\S.*?)\s*$", text, re.MULTILINE) for text in texts)
-    return tuple(match[1] for match in found if match)
-
-
 def _from_amd_driver(root: Path) -> tuple[str, ...]:
+    versions = []
     nodes = root.glob("sys/class/kfd/kfd/topology/nodes/*/properties")
-    texts = [_text(path) for path in sorted(nodes, key=lambda path: (len(path.parent.name), path.parent.name))]
-    found = (re.search(r"^gfx_target_version (\d+)$", text, re.MULTILINE) for text in texts)
-    # CPUs are nodes as well, with version 0.
-    versions = [int(match[1]) for match in found if match and int(match[1])]
-    # 90500 is 9.5.0, written gfx950; the last two digits of the name are hexadecimal.
-    return tuple(_amd_name("", f"gfx{each // 10000}{each // 100 % 100:x}{each % 100:x}") for each in versions)
+    for path in sorted(nodes, key=lambda path: (len(path.parent.name), path.parent.name)):
+        with suppress(OSError):
+            found = re.search(r"^gfx_target_version (\d+)$", path.read_text(errors="replace"), re.MULTILINE)
+            versions.append(int(found[1]) if found else 0)
+    # CPUs are nodes as well, with version 0. 90500 is 9.5.0, written gfx950; the last two digits are hexadecimal.
+    return tuple(_amd_name("", f"gfx{each // 10000}{each // 100 % 100:x}{each % 100:x}") for each in versions if each)
 
 
 def _amd_name(market_name: str, target: str) -> str:
-    """The product's name; the chip's in place of "AMD Radeon Graphics" or "N/A"."""
+    """The product's name, or the chip's where the product has a generic name ("AMD Radeon Graphics") or none."""
     if re.search(r"\bMI\d", market_name):
         return market_name
     # A target may have features appended: gfx942:sramecc+:xnack-.
     target = target.split(":")[0].lower()
     return f"AMD {target} ({_AMD_SERIES[target]})" if target in _AMD_SERIES else f"AMD {target}"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 # -- a Python with SGLang -------------------------------------------------------------------------------------
@@ -178,66 +165,42 @@ print(json.dumps({"sglang": version}))
 """
 
 
-class InterpreterNotFoundError(LookupError):
-    """No Python has SGLang: which were asked, what each said, what to do."""
-
-
-@dataclass(frozen=True)
-class Interpreter:
-    """A Python that has SGLang.
-
-    :param path: As found: the Python of a virtual environment is a symbolic link to one with other packages.
-    :param version: Of SGLang; "unknown" where it was not installed as a package.
-    """
-
-    path: str
-    version: str
-
-
-def find_interpreter(option: Path | None, environ: Mapping[str, str]) -> Interpreter:
-    """The Python to launch SGLang with.
-
-    It is the typed one, else ours, else the first python3 on PATH that has SGLang.
+def find_interpreter(option: Path | None, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The Python to launch SGLang with: the typed one, else ours, else the first python3 on PATH that has SGLang.
 
     :param option: `--sglang-python`; if typed, no other Python is asked.
     :param environ: What a server will inherit: PATH and PYTHONPATH count.
-    :raises InterpreterNotFoundError: The typed one has no SGLang, or none has.
+    :return: Its path as found (the Python of a virtual environment is a symbolic link to one with other packages), and
+        the version of SGLang; "unknown" where it was not installed as a package.
+    :raises ServerError: The typed one has no SGLang, or none has.
     """
     if option is not None:
+        path = str(option.absolute())
         try:
-            return _with_sglang(str(option.absolute()), environ)
-        except NoAnswerError as error:
-            raise InterpreterNotFoundError(
+            if not shutil.which(path):
+                raise _NoAnswerError("is no executable file" if option.exists() else "does not exist")
+            return path, _sglang_version(path, environ)
+        except _NoAnswerError as error:
+            raise ServerError(
                 f"--sglang-python {option} {error}; name a Python that has SGLang, or leave the option out"
             ) from None
+    folders = (Path(folder).absolute() for folder in environ.get("PATH", "").split(os.pathsep) if folder)
     tried = []
-    for path in _candidates(environ):
-        try:
-            return _with_sglang(path, environ)
-        except NoAnswerError as error:
-            tried.append(f"{path} {error}")
-    raise InterpreterNotFoundError(
+    for path in dict.fromkeys([sys.executable, *(str(folder / "python3") for folder in folders)]):
+        if path and shutil.which(path):
+            try:
+                return path, _sglang_version(path, environ)
+            except _NoAnswerError as error:
+                tried.append(f"{path} {error}")
+    raise ServerError(
         f"no Python with SGLang was found: {'; '.join(tried) or 'there is no python3 on PATH'}; "
         "name one with --sglang-python PATH"
     )
 
 
-def _candidates(environ: Mapping[str, str]) -> Iterator[str]:
-    folders = [Path(folder).absolute() for folder in environ.get("PATH", "").split(os.pathsep) if folder]
-    for path in dict.fromkeys([sys.executable, *(str(folder / "python3") for folder in folders)]):
-        if path and shutil.which(path):
-            yield path
-
-
-def _with_sglang(path: str, environ: Mapping[str, str]) -> Interpreter:
-    """:raises NoAnswerError: It has no SGLang, or does not answer like a Python."""
-    if not shutil.which(path):
-        raise NoAnswerError("is no executable file" if os.access(path, os.F_OK) else "does not exist")
-    said = ask([path, "-c", _HAS_SGLANG], environ, PYTHON_TIMEOUT_S)
-    try:
-        version = json.loads(said.splitlines()[-1])["sglang"]
-    except (ValueError, LookupError, TypeError):
-        raise NoAnswerError("does not answer like a Python") from None
-    if not isinstance(version, str):
-        raise NoAnswerError("has no sglang")
-    return Interpreter(path, version)
+def _sglang_version(path: str, environ: Mapping[str, str]) -> str:
+    """:raises _NoAnswerError: It has no SGLang, or does not answer like a Python."""
+    said = _ask([path, "-c", _HAS_SGLANG], environ, PYTHON_TIMEOUT_S)
+    if not isinstance(said, dict) or not isinstance(said.get("sglang"), str):
+        raise _NoAnswerError("has no sglang")
+    return str(said["sglang"])

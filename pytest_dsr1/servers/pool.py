@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from pytest_dsr1.core.config import Point, SweepConfig
 from pytest_dsr1.core.server import changes_between
-from pytest_dsr1.servers import Reporter, Served, Server, ServerError
-from pytest_dsr1.servers.choose import Choice, LaunchPlan, choose
+from pytest_dsr1.servers import Reporter, Served, ServerError
+from pytest_dsr1.servers.choose import choose
 from pytest_dsr1.servers.launch import shell_line
-from pytest_dsr1.servers.lock import ServerLock
 
 
 class ServerPool:
@@ -23,6 +29,7 @@ class ServerPool:
     :param on_served: Called with each server that answers, and the point that it was asked for; it may raise a
         ServerError, which refuses the server.
     :param concurrent: Number of servers that are measured at the same time.
+    :ivar choice: Which servers, and why.
     """
 
     def __init__(
@@ -35,39 +42,16 @@ class ServerPool:
         on_served: Callable[[Served, Point | None], None],
         concurrent: int = 1,
     ) -> None:
-        self._config = config
         self._purpose = purpose
         self._on_served = on_served
         self._concurrent = concurrent
-        self._choice: Choice = choose(config, environ, config.reports_dir / "servers", reporter)
-        self._locks: dict[str, ServerLock] = {}
+        self.choice = choose(config, environ, config.reports_dir / "servers", reporter)
+        self._locks: dict[str, IO[str]] = {}
         self._served: dict[int, Served] = {}
         self._free = list(range(concurrent))
         self._bound: dict[object, int] = {}
         self._failure: ServerError | None = None
         self._results: dict[Any, Mapping[str, Any]] = {}
-
-    # -- what is known before a server is started ---------------------------------------------------------------
-
-    @property
-    def why(self) -> str:
-        """Which server it is, and why."""
-        return self._choice.why
-
-    @property
-    def running(self) -> bool:
-        """Whether the servers run already."""
-        return self._choice.running
-
-    @property
-    def is_reference(self) -> bool:
-        """Whether it is known to be the embedded engine before it is asked."""
-        return self._choice.is_reference
-
-    @property
-    def plan(self) -> LaunchPlan | None:
-        """How SGLang is launched; None if it is not."""
-        return self._choice.plan
 
     @property
     def served(self) -> tuple[Served, ...]:
@@ -94,19 +78,19 @@ class ServerPool:
         return self._serve(0, point)
 
     def inspect(self) -> Served:
-        return self._complete(self._server(0).inspect())
+        return self._complete(self.choice.servers[0].inspect())
 
     def flush_cache(self) -> None:
-        self._server(0).flush_cache()
+        self.choice.servers[0].flush_cache()
 
     def problem(self, patience_s: float) -> str:
-        return self._server(0).problem(patience_s)
+        return self.choice.servers[0].problem(patience_s)
 
     def stop(self) -> None:
-        for server in self._choice.servers:
+        for server in self.choice.servers:
             server.stop()
         for lock in self._locks.values():
-            lock.release()
+            lock.close()
         self._locks.clear()
 
     # -- for workers ----------------------------------------------------------------------------------------------
@@ -130,7 +114,7 @@ class ServerPool:
     # -- at the end -----------------------------------------------------------------------------------------------
 
     def closing_lines(self, *, interrupted: bool) -> Sequence[str]:
-        return self._server(0).closing_lines(interrupted=interrupted)
+        return self.choice.servers[0].closing_lines(interrupted=interrupted)
 
     def changes_since_last(self, server: Mapping[str, Any]) -> str:
         """What others changed of a server since its last result; else empty.
@@ -144,19 +128,14 @@ class ServerPool:
             return ""
         return "; ".join(changes_between(before, server))
 
-    def _server(self, place: int) -> Server:
-        return self._choice.servers[place]
-
     def _serve(self, place: int, point: Point | None) -> Served:
         # A start that failed would fail again, after the same time.
         if self._failure is not None:
             raise self._failure
         try:
-            served = self._complete(self._server(place).serve(point))
+            served = self._complete(self.choice.servers[place].serve(point))
             if served.url not in self._locks:
-                lock = ServerLock(served.url)
-                lock.acquire(self._purpose)
-                self._locks[served.url] = lock
+                self._locks[served.url] = lock_server(served.url, self._purpose)
             self._on_served(served, point)
         except ServerError as error:
             self._failure = error
@@ -172,3 +151,45 @@ def launch_note(launch: Mapping[str, Any]) -> str:
     """A launch in one line of a summary: recipe, command line for a shell, log."""
     command = shell_line(launch["command"], launch["environment"])
     return f"launched by recipe {launch['recipe']} in {launch['start_s']:.0f} s: {command}; log: {launch['log']}"
+
+
+def lock_server(url: str, purpose: str) -> IO[str]:
+    """Take the lock that two sessions cannot have at the same time; closing the file gives it back.
+
+    :param purpose: Shown to a session that finds the server locked.
+    :raises ServerError: Another session holds it, which the message names, or it cannot be taken.
+    """
+    try:
+        file = _lock_file(url)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read(300) or "another session"
+            file.close()
+            raise ServerError(f"{url} is being measured by {holder}; wait for its end, or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')} ({purpose})")
+        file.flush()
+    except OSError as error:
+        raise ServerError(f"the server cannot be locked: {error.filename}: {error.strerror}") from None
+    return file
+
+
+def _lock_file(url: str) -> IO[str]:
+    # One folder for all users of the machine, since they share the server. O_NOFOLLOW: any of them may put links there.
+    folder = Path(tempfile.gettempdir()) / "pytest-dsr1-locks"
+    folder.mkdir(exist_ok=True)
+    if folder.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a symbolic link; remove it", str(folder))
+    if folder.stat().st_uid == os.getuid():
+        folder.chmod(0o1777)
+    same = url.replace("//localhost", "//127.0.0.1")
+    path = folder / f"{hashlib.sha256(same.encode()).hexdigest()[:24]}.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        # Linux forbids O_CREAT on another user's file in a sticky folder (fs.protected_regular).
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.fstat(descriptor).st_uid == os.getuid():
+        os.fchmod(descriptor, 0o666)
+    return os.fdopen(descriptor, "r+", encoding="utf-8")

@@ -1,11 +1,13 @@
-"""A server's process, started under a supervisor that ends it when pytest is gone."""
+"""Processes: a server under its supervisor, which ends it with pytest; who listens where."""
 
 from __future__ import annotations
 
+import errno
 import json
-import os
+import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from pytest_dsr1.servers import ServerError, supervisor
 
@@ -21,32 +24,10 @@ from pytest_dsr1.servers import ServerError, supervisor
 _START_TIMEOUT_S = 30.0
 #: After the grace, for SIGKILL, reaping and /dev/shm.
 _END_TIMEOUT_S = 20.0
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The end of a server.
-
-    :param status: As in subprocess: an exit status, or minus the signal; None if it is unknown.
-    :param tail: The last lines of its output.
-    :param removed: Files that it left in /dev/shm, and that were removed.
-    """
-
-    status: int | None
-    tail: Sequence[str] = ()
-    removed: Sequence[str] = ()
-
-    @property
-    def how(self) -> str:
-        """`exit status 3`, `killed by SIGKILL`."""
-        if self.status is None:
-            return "how is unknown, since its supervisor is gone"
-        if self.status >= 0:
-            return f"exit status {self.status}"
-        try:
-            return f"killed by {signal.Signals(-self.status).name}"
-        except ValueError:
-            return f"killed by signal {-self.status}"
+#: Command lines of other people's processes are shown in messages, and their keys must not be.
+_SECRET = re.compile(
+    r"(?i)(--?[\w-]*(?:key|secret|password|passwd|passphrase|credentials?|(?:auth|access|hf)-token)[ =])\S+"
+)
 
 
 @dataclass
@@ -57,6 +38,7 @@ class ServerProcess:
     :param grace_s: Seconds between SIGTERM and SIGKILL.
     :ivar pid: Of the server.
     :ivar log_error: Why the log is no longer written; empty while it is.
+    :ivar ended: How it ended: `exit status 3`, `killed by SIGKILL`; empty while it runs.
     :ivar kept: Whether the server was left running.
     """
 
@@ -66,10 +48,9 @@ class ServerProcess:
     grace_s: float
     pid: int = 0
     log_error: str = ""
-    ended: Ended | None = None
+    ended: str = ""
     kept: bool = False
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    _unread: bytes = field(default=b"", repr=False)
 
     def start(self) -> None:
         """Start supervisor and server.
@@ -82,128 +63,214 @@ class ServerProcess:
             "log": str(self.log),
             "grace_s": self.grace_s,
         }
+        packages, script = Path(psutil.__file__).parents[1], Path(supervisor.__file__).resolve()
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             # The supervisor's own errors are written to the log, too.
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
                     # Isolated: PYTHON… variables are meant for the server.
-                    [sys.executable, "-I", str(Path(supervisor.__file__).resolve())],
+                    [sys.executable, "-I", str(script), str(packages), json.dumps(order)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
+                    bufsize=0,
                     start_new_session=True,
                 )
         except OSError as error:
             raise ServerError(
                 f"the server's log {self.log} cannot be written ({error.strerror}); see --reports-dir"
             ) from None
-        self._tell(json.dumps(order))
-        until = time.monotonic() + _START_TIMEOUT_S
-        while not self.pid:
-            if not self._hear(until - time.monotonic()) or self.ended is not None:
-                self.stop()
-                raise ServerError(f"the server's supervisor did not start the server; see {self.log}")
+        self._next_event(_START_TIMEOUT_S)
+        if not self.pid:
+            why = self.ended or "its supervisor does not answer"
+            self.stop()
+            raise ServerError(f"{self.argv[0]} cannot be started: {why}; see {self.log}")
 
-    def poll(self, timeout_s: float = 0.0) -> Ended | None:
-        """Its end, if it has ended or ends within `timeout_s`; else None."""
+    def poll(self, timeout_s: float = 0.0) -> str:
+        """How it ended, if it has ended or ends within `timeout_s`; else empty."""
         until = time.monotonic() + timeout_s
-        while self.ended is None and self._hear(until - time.monotonic()):
+        while not self.ended and self._next_event(until - time.monotonic()):
             pass
         return self.ended
 
     def ready(self) -> None:
         """Say that it serves, so that the supervisor notes its files in /dev/shm."""
-        self._tell("ready")
+        self._tell(b"ready\n")
 
     def keep(self) -> None:
         """Leave it running when this process ends."""
-        self._tell("keep")
-        until = time.monotonic() + _START_TIMEOUT_S
-        while not self.kept and self.ended is None and self._hear(until - time.monotonic()):
-            pass
+        self._tell(b"keep\n")
+        self.kept = True
         self._close()
 
-    def stop(self) -> Ended | None:
+    def stop(self) -> None:
         """End all of its processes: SIGTERM, and SIGKILL after the grace."""
         if self._process is None:
-            return self.ended
-        # A stopped supervisor (SIGSTOP) would not read the order.
+            return
+        self._process.terminate()
+        # A stopped supervisor (SIGSTOP) would not handle it.
         self._process.send_signal(signal.SIGCONT)
-        self._tell("stop")
         try:
             self.poll(self.grace_s + _END_TIMEOUT_S)
         except KeyboardInterrupt:
             # A second Ctrl+C: no grace.
-            self._tell("kill")
+            self._process.terminate()
             self.poll(_END_TIMEOUT_S)
             raise
         finally:
-            if self.ended is None:
-                self._abandon()
             self._close()
-        return self.ended
-
-    def _abandon(self) -> None:
-        """Kill the server and its supervisor, which does not answer."""
-        self.ended = Ended(None)
-        if self.pid:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-        if self._process is not None:
-            self._process.kill()
 
     def _close(self) -> None:
+        assert self._process is not None
         process, self._process = self._process, None
-        if process is None:
-            return
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        if not self.kept:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_END_TIMEOUT_S)
-        # A kept supervisor outlives this process; without a status, subprocess would warn of it.
-        process.returncode = process.returncode or 0
+                pipe.close()
+        if self.kept:
+            # The supervisor outlives this process; without a status, subprocess would warn of it.
+            process.returncode = 0
+            return
+        if not self.ended:
+            self._kill()
+            process.kill()
+        process.wait(_END_TIMEOUT_S)
 
-    def _tell(self, line: str) -> None:
+    def _kill(self) -> None:
+        """Kill the server, whose supervisor does not answer."""
+        self.ended = "how is unknown, since its supervisor is gone"
+        if self.pid:
+            supervisor.signal_group(self.pid, signal.SIGKILL)
+
+    def _tell(self, order: bytes) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        # If the supervisor is gone, the next `_hear` finds out.
+        # If the supervisor is gone, the next `poll` finds out.
         with suppress(OSError):
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
+            self._process.stdin.write(order)
 
-    def _hear(self, timeout_s: float) -> bool:
+    def _next_event(self, timeout_s: float) -> bool:
         """Read one event; False if none came in time, or the supervisor is gone."""
-        process = self._process
-        if process is None or process.stdout is None:
+        if self._process is None or self._process.stdout is None:
             return False
-        until = time.monotonic() + timeout_s
-        while b"\n" not in self._unread:
-            if not select.select([process.stdout], [], [], max(until - time.monotonic(), 0.0))[0]:
-                return False
-            data = os.read(process.stdout.fileno(), 1 << 16)
-            if not data:
-                if self.ended is None:
-                    self._abandon()
-                return False
-            self._unread += data
-        line, _, self._unread = self._unread.partition(b"\n")
-        self._take(json.loads(line))
+        if not select.select([self._process.stdout], [], [], max(timeout_s, 0.0))[0]:
+            return False
+        # An event is written at once, so its line is complete.
+        event, _, value = self._process.stdout.readline().decode().rstrip("\n").partition(" ")
+        match event:
+            case "started":
+                self.pid = int(value)
+            case "log_error":
+                self.log_error = value
+            case "failed":
+                self.ended = value
+            case "ended":
+                self.ended = _how(int(value))
+            case _:
+                self._kill()
         return True
 
-    def _take(self, event: Mapping[str, Any]) -> None:
-        match event:
-            case {"started": pid}:
-                self.pid = int(pid)
-            case {"failed": why}:
-                self._close()
-                raise ServerError(f"{self.argv[0]} cannot be started: {why}")
-            case {"log_error": why}:
-                self.log_error = str(why)
-            case {"kept": _}:
-                self.kept = True
-            case {"ended": status, "tail": tail, "removed": removed}:
-                self.ended = Ended(status, tail, removed)
+
+def _how(status: int) -> str:
+    """`exit status 3`, `killed by SIGKILL`."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+# -- any process ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that listens on a port.
+
+    :param command: Its command line without the values of secrets; the bare name where it has no command line.
+    :param started: Seconds since the epoch.
+    """
+
+    pid: int
+    command: str
+    started: float
+
+
+def holder_of(port: int) -> Holder | None:
+    """Find the process that listens on `port`, at whatever address.
+
+    Of several that share a socket it is the one with the lowest pid, as a rule their parent.
+
+    :return: None if there is none, or if it may not be seen (another user's, outside the container).
+    """
+    try:
+        sockets = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError):
+        return None
+    listening = (each for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr[1:] == (port,))
+    for pid in sorted({each.pid for each in listening if each.pid is not None}):
+        with suppress(psutil.Error):
+            process = _remembered(pid)
+            command = " ".join(" ".join(process.cmdline()).split())
+            return Holder(pid, _SECRET.sub(r"\1…", command) or process.name(), process.create_time())
+    return None
+
+
+#: Of the processes that were asked for. psutil computes a process's start from the time of boot, which changes by a
+#: second when the clock is adjusted; one object keeps the start that it computed first.
+_processes: dict[int, psutil.Process] = {}
+
+
+def _remembered(pid: int) -> psutil.Process:
+    """:raises psutil.NoSuchProcess: It has ended."""
+    if pid not in _processes or not _processes[pid].is_running():
+        _processes[pid] = psutil.Process(pid)
+    return _processes[pid]
+
+
+def is_descendant(pid: int, ancestor: int) -> bool:
+    """Whether process `pid` is `ancestor` or one of its descendants."""
+    try:
+        return pid == ancestor or ancestor in (each.pid for each in psutil.Process(pid).parents())
+    except psutil.Error:
+        return False
+
+
+def runs_with(pid: int, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether a process was started with these arguments and these variables; False where it may not be seen.
+
+    The program's own path is not compared: an interpreter may have been found by another name, or by a script.
+    """
+    try:
+        process = psutil.Process(pid)
+        return process.cmdline()[1:] == list(argv[1:]) and environment.items() <= process.environ().items()
+    except psutil.Error:
+        return False
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Whether a server could not listen at (host, port) because another one does: tried as a server does.
+
+    Other obstacles (no such address here, a port that needs privileges) are not looked for: False.
+
+    :param host: An address or name of this machine; empty: all of its addresses.
+    """
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror:
+        return False
+    for family, _, _, _, address in addresses:
+        try:
+            # With SO_REUSEADDR: a connection in TIME_WAIT is no obstacle, a listener is.
+            socket.create_server(address, family=family).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+    return False
+
+
+def free_port() -> int:
+    """A port of loopback on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

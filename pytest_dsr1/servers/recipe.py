@@ -1,4 +1,4 @@
-"""A recipe, read from TOML: a server's arguments and variables."""
+"""A recipe, read from TOML: a server's arguments and variables, some of them only at certain points."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import msgspec
-from msgspec.structs import asdict, force_setattr, replace
+from msgspec.structs import asdict, replace
 
 from pytest_dsr1.core.config import Point
-from pytest_dsr1.servers.launch import (
-    DEFAULT_HOST,
-    Launch,
-    LaunchOptions,
-    Value,
-    argument_problem,
-    argument_words,
-    variable_problem,
-)
+from pytest_dsr1.servers import ServerError
+from pytest_dsr1.servers.launch import DEFAULT_HOST, Launch, Value, check_argument, check_variable
 
 #: The recipe for a machine without GPUs.
 CPU = "cpu"
@@ -32,28 +25,26 @@ _PLACEHOLDER = re.compile(r"\{\w*\}")
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Command = Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
-#: What TOML may say of an argument and of a variable; False leaves it out.
-ArgumentValue = bool | int | float | str | Annotated[list[str | int | float], msgspec.Meta(min_length=1)]
-VariableValue = bool | int | float | str
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used: which, why, and what to do."""
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Arguments and variables; an error names the one that is wrong.
+    """Arguments and variables.
 
-    :param arguments: Name to value, in the order of the command line; False leaves the argument out.
-    :param environment: Variable to text; None leaves the variable out.
+    :param arguments: Name to `Value`, in the order of the command line; False leaves the argument out.
+    :param environment: Variable to text or number; False leaves the variable out.
     """
 
+    # Not typed further: msgspec's errors do not name the key of a mapping.
     arguments: Mapping[str, Any] = {}
     environment: Mapping[str, Any] = {}
 
     def __post_init__(self) -> None:
-        force_setattr(self, "arguments", _each("arguments", self.arguments, _argument))
-        force_setattr(self, "environment", _each("environment", self.environment, _variable))
+        for table, values, check in (
+            ("arguments", self.arguments, check_argument),
+            ("environment", self.environment, check_variable),
+        ):
+            for name, value in values.items():
+                _require(f"{table}.{name}", check, name, value)
 
     def without(self, other: _Settings) -> Self:
         """The same, less what `other` sets."""
@@ -64,8 +55,15 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         )
 
 
+def _require(where: str, check: Callable[[str, object], None], name: str, value: object) -> None:
+    try:
+        check(name, value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 class When(_Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a recipe changes at points where all of its conditions hold.
+    """What a recipe changes at some points. Every condition that is not None must hold.
 
     :param conc_above: Lower bound of the concurrency, itself excluded.
     :param conc_below: Upper bound of the concurrency, itself excluded.
@@ -119,8 +117,8 @@ class RecipeFile(_Settings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             if unknown := sorted(set(_PLACEHOLDER.findall(word)) - {"{python}"}):
                 raise ValueError(f"command: has {', '.join(unknown)}; the only placeholder is {{python}}")
             name, equals, value = word.removeprefix("--").partition("=")
-            if word.startswith("--") and (problem := argument_problem(name, value if equals else True)):
-                raise ValueError(f"command: {problem}")
+            if word.startswith("--"):
+                _require("command", check_argument, name, value if equals else True)
 
 
 class Recipe(RecipeFile, frozen=True, kw_only=True):
@@ -139,49 +137,61 @@ class Recipe(RecipeFile, frozen=True, kw_only=True):
         """Whether the recipe is for `model`; None stands for its own."""
         return self.family is None or model is None or self.family.lower() in model.lower()
 
-    def launch_at(self, point: Point, options: LaunchOptions, python: str) -> Launch:
-        """The launch for `point`.
+    def overridden(self, own: _Settings) -> dict[str, Any]:
+        """The fields that `own` changes. It has the last word over inherited [[when]] too."""
+        return {
+            "arguments": {**self.arguments, **own.arguments},
+            "environment": {**self.environment, **own.environment},
+            "when": tuple(each.without(own) for each in self.when),
+        }
 
-        Typed options override [[when]], which overrides the rest of the recipe.
+    def with_typed(
+        self,
+        *,
+        model: str | None = None,
+        tp: int | None = None,
+        arguments: Mapping[str, Value] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Recipe:
+        """The recipe with what the user typed: --model, --tp, --server-arg, --server-env."""
+        typed = _Settings(arguments=arguments or {}, environment=environment or {})
+        return replace(
+            self,
+            model=self.model if model is None else model,
+            tp=self.tp if tp is None else tp,
+            **self.overridden(typed),
+        )
+
+    def launch_at(self, point: Point, port: int, python: str) -> Launch:
+        """The launch for `point`, where [[when]] overrides the rest of the recipe.
 
         :param python: The interpreter that stands for {python}.
-        :raises RecipeError: Neither recipe nor options name a model.
+        :raises ServerError: No model is named.
         """
-        model = options.model or self.model
-        if model is None:
-            raise RecipeError(f"recipe {self.name} names no model; type --model NAME|PATH")
-        arguments: dict[str, Value] = dict(self.arguments)
-        variables: dict[str, str | None] = dict(self.environment)
+        if self.model is None:
+            raise ServerError(f"recipe {self.name} names no model; type --model NAME|PATH")
+        arguments = {
+            "model-path": self.model,
+            "host": DEFAULT_HOST,
+            "port": port,
+            "tensor-parallel-size": self.tp,
+            **self.arguments,
+        }
+        variables = dict(self.environment)
         for each in self.when:
             if each.applies(point):
                 arguments |= each.arguments
                 variables |= each.environment
-        arguments |= {typed.name: True if typed.value is None else typed.value for typed in options.arguments}
-        variables |= options.environment
-        # Both are texts where they are read, or False where a recipe leaves out what it inherits.
-        host = str(arguments.pop("host", False) or DEFAULT_HOST)
-        served = str(arguments.get("served-model-name", False) or model)
-        ours: dict[str, Value] = {
-            "model-path": model,
-            "host": host,
-            "port": options.port,
-            "tensor-parallel-size": options.tp if options.tp is not None else self.tp,
-        }
         return Launch(
             recipe=self.name,
-            argv=(
-                *(word.replace("{python}", python) for word in self.command),
-                *(word for name, value in {**ours, **arguments}.items() for word in argument_words(name, value)),
-            ),
-            environment=tuple(sorted((name, value) for name, value in variables.items() if value is not None)),
-            model=served,
-            host=host,
-            port=options.port,
+            command=tuple(word.replace("{python}", python) for word in self.command),
+            arguments={name: value for name, value in arguments.items() if value is not False},
+            environment={name: str(value) for name, value in sorted(variables.items()) if value is not False},
         )
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The shipped recipes that `--recipe` takes: not the embedded engine's."""
+    """The shipped recipes for SGLang; the embedded engine's is not among those that a user chooses from."""
     return tuple(sorted(path.stem for path in _SHIPPED.glob("*.toml") if path.stem != REFERENCE))
 
 
@@ -189,19 +199,17 @@ def load_recipe(name_or_path: str) -> Recipe:
     """A shipped recipe by its name, or the one in a file.
 
     :param name_or_path: A path has a / or ends in .toml.
-    :raises RecipeError: There is none, or it or one that it extends is invalid.
+    :raises ServerError: There is none, or it or one that it extends is invalid.
     """
     return _load(_find(name_or_path, Path(), "--recipe"), ())
 
 
 def recipe_for(gpus: Sequence[str], model: str | None) -> Recipe:
-    """The shipped recipe for this machine.
-
-    One for a family of models goes before one for all models.
+    """The shipped recipe for this machine; one for a family of models goes before one for all models.
 
     :param gpus: Names as `visible_gpus` has them; none: the CPU's recipe.
     :param model: As typed; None: the recipe's.
-    :raises RecipeError: None fits all GPUs and the model.
+    :raises ServerError: None fits all GPUs and the model.
     """
     if not gpus:
         return load_recipe(CPU)
@@ -211,7 +219,7 @@ def recipe_for(gpus: Sequence[str], model: str | None) -> Recipe:
         return min(fitting, key=lambda recipe: recipe.family is None)
     found = " and ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
     why = "; ".join(f"{recipe.name} is for models named …{recipe.family}…, not {model}" for recipe in for_gpus)
-    raise RecipeError(f"no recipe fits {found}{f' ({why})' if why else ''}; {_choices('--recipe')}")
+    raise ServerError(f"no recipe fits {found}{f' ({why})' if why else ''}; {_choices('--recipe')}")
 
 
 def _choices(option: str) -> str:
@@ -222,7 +230,7 @@ def _find(name_or_path: str, folder: Path, asked_by: str) -> Path:
     if "/" in name_or_path or name_or_path.endswith(".toml"):
         return folder / Path(name_or_path).expanduser()
     if name_or_path not in (*recipe_names(), REFERENCE):
-        raise RecipeError(f"{asked_by} {name_or_path!r}: there is no such recipe; {_choices(asked_by)}")
+        raise ServerError(f"{asked_by} {name_or_path!r}: there is no such recipe; {_choices(asked_by)}")
     return _SHIPPED / f"{name_or_path}.toml"
 
 
@@ -230,18 +238,15 @@ def _load(path: Path, extending: tuple[Path, ...]) -> Recipe:
     """:param extending: The files that led here, each extending the next."""
     if any(path.resolve() == other.resolve() for other in extending):
         chain = " extends ".join(str(each) for each in (*extending, path))
-        raise RecipeError(f"a recipe cannot extend itself: {chain}")
+        raise ServerError(f"a recipe cannot extend itself: {chain}")
     own, given = _read(path)
-    fields = asdict(own) | {"name": path.stem if path.parent == _SHIPPED else path.name}
+    fields = asdict(own)
     if own.extends is not None:
         base = _load(_find(own.extends, path.parent, f"{path}: extends"), (*extending, path))
+        changed = base.overridden(own)
         inherited = {"source", "model", "family", "tp", "command"} - given
-        fields |= {name: getattr(base, name) for name in inherited}
-        fields["arguments"] = {**base.arguments, **own.arguments}
-        fields["environment"] = {**base.environment, **own.environment}
-        # The file that extends has the last word over inherited [[when]] too, as --server-arg has.
-        fields["when"] = (*(each.without(own) for each in base.when), *own.when)
-    return Recipe(**fields)
+        fields |= {name: getattr(base, name) for name in inherited} | changed | {"when": (*changed["when"], *own.when)}
+    return Recipe(**fields, name=path.stem if path.parent == _SHIPPED else path.name)
 
 
 def _read(path: Path) -> tuple[RecipeFile, set[str]]:
@@ -250,11 +255,11 @@ def _read(path: Path) -> tuple[RecipeFile, set[str]]:
         table = msgspec.toml.decode(path.read_bytes())
         return msgspec.convert(table, RecipeFile), set(table)
     except OSError as error:
-        raise RecipeError(f"{path}: the recipe cannot be read ({error.strerror}); {_choices('--recipe')}") from error
+        raise ServerError(f"{path}: the recipe cannot be read ({error.strerror}); {_choices('--recipe')}") from error
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{path}: {_explained(str(error), table)}") from None
+        raise ServerError(f"{path}: {_explained(str(error), table)}") from None
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from error
+        raise ServerError(f"{path}: not TOML: {error}") from error
 
 
 def _explained(message: str, table: Any) -> str:
@@ -267,33 +272,3 @@ def _explained(message: str, table: Any) -> str:
     if "unknown field" in expected:
         return f"{where}{expected}; known are {', '.join((When if key else RecipeFile).__struct_fields__)}"
     return f"{where}{expected}" + (f", found {repr(found)[:60]}" if expected.startswith("Expected") else "")
-
-
-def _each(table: str, values: Mapping[str, Any], read: Callable[[str, Any], object]) -> dict[str, Any]:
-    checked = {}
-    for name, value in values.items():
-        try:
-            checked[name] = read(name, value)
-        except msgspec.ValidationError as error:
-            raise ValueError(f"{table}.{name}: {error}, found {repr(value)[:60]}") from None
-        except ValueError as error:
-            raise ValueError(f"{table}.{name}: {error}") from None
-    return checked
-
-
-def _argument(name: str, raw: object) -> Value:
-    converted = msgspec.convert(raw, ArgumentValue)
-    value = tuple(map(str, converted)) if isinstance(converted, list) else converted
-    # An argument that is left out has no value that could be wrong.
-    if problem := argument_problem(name, "-" if value is False else value):
-        raise ValueError(problem)
-    return value
-
-
-def _variable(name: str, raw: object) -> str | None:
-    if raw is True:
-        raise ValueError("Expected a text or a number, or false to leave it out, found True")
-    value = None if raw is None or raw is False else str(msgspec.convert(raw, VariableValue))
-    if problem := variable_problem(name, value or ""):
-        raise ValueError(problem)
-    return value

@@ -222,7 +222,7 @@ class Sweep:
 
     def _reason(self, report: pytest.TestReport, remarks: Mapping[str, Any]) -> str:
         """Why a test did not pass, in one line."""
-        if remarks.get("lost") and self._workers and self.pool is not None and self.pool.plan is not None:
+        if remarks.get("lost") and self._workers and self.pool is not None and self.pool.choice.plan is not None:
             # A worker knows only that nobody answers; whoever started the server knows what it died of.
             self.cause = self.pool.problem(_CAUSE_S)
             if self.cause:

@@ -151,7 +151,7 @@ class Terminal:
     def pytest_report_header(self) -> list[str]:
         pool = self._sweep.pool
         lines = header_lines(
-            self._sweep.config, pool.why if pool is not None else "", pool.served[:1] if pool is not None else ()
+            self._sweep.config, pool.choice.why if pool is not None else "", pool.served[:1] if pool is not None else ()
         )
         for folder in sorted(self._sweep.batches.folders.values()):
             root = self._config.rootpath

@@ -23,7 +23,7 @@ from pytest_dsr1.core.gate import (
     baselines_to_json,
     judge,
 )
-from pytest_dsr1.servers.probe import inspect
+from pytest_dsr1.servers.external import inspect
 from tests.conftest import ROOT
 from tests.engine import running_engine
 from tests.project import Outcome, Project

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1.servers.ports import Holder, holder_of
+from pytest_dsr1.servers.process import Holder, holder_of
 from tests.project import Project, wait_until
 from tests.servers.launched import write_recipe
 from tests.servers.timed import TimedServer, timed_server

@@ -27,7 +27,7 @@ import pytest
 from pytest_dsr1.accuracy.documents import task_for
 from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, baselines_to_json
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.servers.ports import holder_of
+from pytest_dsr1.servers.process import holder_of
 from pytest_dsr1.submit import client
 from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
 from pytest_dsr1.submit.entry import make_entry

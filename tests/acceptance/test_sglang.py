@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1.servers.ports import Holder, holder_of
+from pytest_dsr1.servers.process import Holder, holder_of
 from tests.acceptance.conftest import SGLANG_MODELS, Installation
 from tests.conftest import ROOT
 from tests.project import Project, wait_until

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_dsr1.batch.samples import read_samples
 from pytest_dsr1.core.samples import Figures, summarize
-from pytest_dsr1.servers.lock import ServerLock
+from pytest_dsr1.servers.pool import lock_server
 from tests.project import Project
 from tests.servers.timed import timed_server
 
@@ -218,10 +218,8 @@ def test_in_an_xdist_worker(project: Project) -> None:
 def test_second_session_is_told_who_measures(project: Project) -> None:
     """Two sessions on one server would measure each other."""
     with quick_server() as server:
-        lock = ServerLock(server.url)
-        lock.acquire("a nightly job")
-        outcome = project.run(*QUICK, "--server-url", server.url)
-        lock.release()
+        with lock_server(server.url, "a nightly job"):
+            outcome = project.run(*QUICK, "--server-url", server.url)
         assert outcome.status == 4, outcome
         assert re.search(rf"{server.url} is being measured by process \d+ since .* \(a nightly job\)", outcome.output)
         assert project.run(*QUICK, "--conc", "2", "--server-url", server.url).status == 0

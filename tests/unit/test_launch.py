@@ -1,8 +1,9 @@
-"""One server's command line, and what may be typed into it: no secrets."""
+"""One server's command line as a value, and what may be typed into it: nothing secret stands there."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 
 from pytest_dsr1.servers.launch import (
     Launch,
-    ServerArgument,
+    Value,
     argument_words,
     parse_server_arg,
     parse_server_env,
+    shell_line,
 )
 
 
@@ -25,7 +27,7 @@ class TestTyped:
         [
             ("mem-fraction-static=0.9", "mem-fraction-static", "0.9"),
             ("--mem-fraction-static=0.9", "mem-fraction-static", "0.9"),
-            ("--disable-radix-cache", "disable-radix-cache", None),
+            ("--disable-radix-cache", "disable-radix-cache", True),
             ("max-prefill-tokens=32768", "max-prefill-tokens", "32768"),
             ("tokenizer-path=/data/tokenizer", "tokenizer-path", "/data/tokenizer"),
             ("kt-max-deferred-experts-per-token=2", "kt-max-deferred-experts-per-token", "2"),
@@ -33,9 +35,9 @@ class TestTyped:
             ("x=", "x", ""),
         ],
     )
-    def test_an_argument(self, text: str, name: str, value: str | None) -> None:
+    def test_an_argument(self, text: str, name: str, value: str | bool) -> None:
         """With or without hyphens; all after the first = is its value."""
-        assert parse_server_arg(text) == ServerArgument(name, value)
+        assert parse_server_arg(text) == (name, value)
 
     @pytest.mark.parametrize(
         ("text", "reason"),
@@ -97,11 +99,20 @@ class TestTyped:
     def test_an_argument_is_one_word(self, text: str) -> None:
         """Whatever is accepted reaches SGLang as it was typed."""
         try:
-            argument = parse_server_arg(text)
+            name, value = parse_server_arg(text)
         except ValueError:
             return
-        words = argument_words(argument.name, True if argument.value is None else argument.value)
-        assert words == ("--" + text.removeprefix("--"),)
+        assert argument_words(name, value) == ("--" + text.removeprefix("--"),)
+
+
+def launch(*command: str, environment: Mapping[str, str] | None = None, **arguments: Value) -> Launch:
+    """A launch of model "m" on port 8888."""
+    return Launch(
+        recipe="r",
+        command=command,
+        arguments={"model-path": "m", "port": 8888, **arguments},
+        environment=environment or {},
+    )
 
 
 class TestLaunch:
@@ -119,18 +130,17 @@ class TestLaunch:
     )
     def test_its_address(self, host: str, url: str) -> None:
         """A server on all addresses is reached on loopback."""
-        assert Launch(recipe="r", argv=(), model="m", host=host, port=8888).url == url
+        assert launch(host=host).url == url
 
     def test_equal_launches_change_nothing(self) -> None:
         """Points that share one share a server."""
-        launch = Launch(recipe="r", argv=("serve", "--x=1"), environment=(("A", "1"),), model="m", port=1)
-        assert launch.changes_from(launch) == ""
+        assert launch(x=1) == launch(x=1)
+        assert launch(x=1).changes_from(launch(x=1)) == ""
 
     def test_changes_name_what_a_user_knows(self) -> None:
         """Arguments by their names, flags as set or unset, variables, and the command."""
-        argv = ("python3", "-m", "x", "--x", "--y", "1", "2")
-        before = Launch(recipe="r", argv=argv, environment=(("A", "1"),), model="m", port=1)
-        after = Launch(recipe="r", argv=("serve", "--y", "1", "3"), model="m", port=1)
+        before = launch("python3", "-m", "x", x=True, y=[1, 2], environment={"A": "1"})
+        after = launch("serve", y=[1, 3])
         assert after.changes_from(before) == (
             "command python3 -m x -> serve, x set -> unset, y 1 2 -> 1 3, A 1 -> unset"
         )
@@ -139,7 +149,6 @@ class TestLaunch:
 
     @given(st.lists(_LINES, min_size=1), st.dictionaries(st.from_regex(r"[A-Z_]+", fullmatch=True), _LINES))
     def test_words_are_what_a_shell_would_run(self, argv: list[str], environment: dict[str, str]) -> None:
-        """It is quoted: a shell splits it into the words that are run."""
-        variables = tuple(sorted(environment.items()))
-        launch = Launch(recipe="r", argv=tuple(argv), environment=variables, model="m", port=1)
-        assert shlex.split(launch.shell_line) == [*(f"{name}={value}" for name, value in variables), *argv]
+        """Quoted, so that it can be copied; a shell's rules of splitting give back what is run."""
+        words = [*(f"{name}={value}" for name, value in environment.items()), *argv]
+        assert shlex.split(shell_line(argv, environment)) == words

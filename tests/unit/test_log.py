@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_dsr1.servers.log import LogReader, cause_of_end, known_words, new_log, progress_of, tail_of, telling_lines
+from pytest_dsr1.servers.log import cause_of_end, known_words, new_log, progress_of, tail_of, telling_lines
 
 
 def logged(text: str) -> list[str]:
@@ -236,7 +236,7 @@ def test_colours_and_time_stamps_hide_no_cause() -> None:
 
 def test_a_start_is_followed_from_its_log() -> None:
     """Each stage once, in order."""
-    said = [progress for line in GOOD_START if (progress := progress_of(line)) is not None]
+    said = [progress for line in GOOD_START if (progress := progress_of([line])) is not None]
     assert said == [
         "starting its processes",
         "connecting its processes",
@@ -274,7 +274,7 @@ def test_a_start_is_followed_from_its_log() -> None:
 )
 def test_a_stage_is_said_in_a_few_words(line: str, said: str) -> None:
     """What takes minutes says how far it is, where the log does."""
-    progress = progress_of(line)
+    progress = progress_of([line])
     assert progress is not None
     assert said in progress
 
@@ -290,7 +290,7 @@ def test_a_stage_is_said_in_a_few_words(line: str, said: str) -> None:
 )
 def test_other_lines_say_nothing(line: str) -> None:
     """Above all not that it is ready: the server that answered may be another one."""
-    assert progress_of(line) is None
+    assert progress_of([line]) is None
 
 
 def test_a_traceback_is_shown_by_its_head_and_its_end() -> None:
@@ -377,30 +377,24 @@ def test_any_log_can_be_read(lines: list[str], limit: int) -> None:
 def test_no_line_says_ready(lines: list[str]) -> None:
     """Progress is what a log says, readiness is not."""
     for line in lines:
-        progress = progress_of(line)
+        progress = progress_of([line])
         assert progress is None or "ready" not in progress.split()
 
 
 class TestFile:
     """A log as a file."""
 
-    def test_lines_are_read_once(self, tmp_path: Path) -> None:
-        """Each when it has ended; a bar's carriage return ends one."""
+    def test_a_bar_s_states_are_lines(self, tmp_path: Path) -> None:
+        """So that the last of them is the progress."""
         path = tmp_path / "log"
-        reader = LogReader(path)
-        assert reader.lines() == []
-        path.write_text("one\ntw")
-        assert reader.lines() == ["one"]
-        path.write_text("one\ntwo\nbar 1\rbar 2\r")
-        assert reader.lines() == ["two", "bar 1", "bar 2"]
-        assert reader.lines() == []
+        path.write_text("one\nbar 1\rbar 2\rtw")
+        assert tail_of(path) == ["one", "bar 1", "bar 2", "tw"]
 
     def test_its_end_is_read_of_a_long_one(self, tmp_path: Path) -> None:
         """A server may write faster than we read; a missing file has no lines."""
         path = tmp_path / "log"
-        path.write_text("x" * 100_000 + "\nlast\n")
-        assert LogReader(path).lines()[-1] == "last"
-        assert tail_of(path)[-1] == "last"
+        path.write_text("x" * 200_000 + "\nlast\n")
+        assert [len(line) for line in tail_of(path)] == [128 * 1024 - 6, 4]
         assert tail_of(tmp_path / "absent") == []
 
     def test_a_name_is_never_used_twice(self, tmp_path: Path) -> None:

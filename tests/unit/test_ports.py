@@ -1,4 +1,4 @@
-"""Who holds a port: asked of real sockets and processes of this machine."""
+"""Which process listens on a port, with real sockets and processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_dsr1.servers.ports import free_port, holder_of, is_descendant, is_taken, runs_with
+from pytest_dsr1.servers.process import free_port, holder_of, is_descendant, is_taken, runs_with
 
 #: Listens on a free port of loopback, prints it, and stays until its standard input ends.
 LISTENER = """
@@ -52,7 +52,7 @@ def free() -> int:
 
 @linux
 def test_the_holder_of_a_port_is_the_process_that_listens_on_it() -> None:
-    """Its pid, what it is, and since when."""
+    """Its pid, its command line and its start are found."""
     before = time.time()
     with running(LISTENER, "--model", "x y") as (pid, port):
         holder = holder_of(port)
@@ -66,7 +66,7 @@ def test_the_holder_of_a_port_is_the_process_that_listens_on_it() -> None:
 
 @linux
 def test_a_foreign_key_is_not_repeated() -> None:
-    """A command line is shown in an error message."""
+    """Command lines are shown in error messages, so the values of secrets are left out."""
     with running(LISTENER, "--api-key", "sk-123", "--hf-token=abc", "--max-total-tokens", "64") as (_, port):
         holder = holder_of(port)
     assert holder is not None
@@ -76,7 +76,7 @@ def test_a_foreign_key_is_not_repeated() -> None:
 @linux
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
 def test_a_holder_is_found_on_every_address(address: str) -> None:
-    """A port is one for users; where it listens is a detail."""
+    """The address at which a process listens does not matter."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     if family == socket.AF_INET6 and not Path("/proc/net/if_inet6").exists():
         pytest.skip("this machine has no IPv6")
@@ -87,14 +87,14 @@ def test_a_holder_is_found_on_every_address(address: str) -> None:
 
 
 def test_a_free_port_has_no_holder(free: int) -> None:
-    """None, not an error."""
+    """The result is None, and no error."""
     assert holder_of(free) is None
     assert not is_taken("127.0.0.1", free)
 
 
 @linux
 def test_a_connection_holds_no_port() -> None:
-    """A client of the server has the port in the table too, but does not listen."""
+    """A client's socket has a port too, but does not listen."""
     with (
         running(LISTENER) as (pid, port),
         socket.create_connection(("127.0.0.1", port)) as client,
@@ -110,19 +110,19 @@ def test_a_connection_holds_no_port() -> None:
     [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("127.0.0.1", "localhost")],
 )
 def test_a_port_with_a_listener_is_taken(held: str, wanted: str) -> None:
-    """On its own address, and on all of them."""
+    """A listener takes a port on its own address, and on all of them."""
     with socket.create_server((held, 0)) as listener:
         assert is_taken(wanted, listener.getsockname()[1])
 
 
 def test_an_empty_host_is_every_address() -> None:
-    """As servers read it."""
+    """An empty host means all addresses, as for servers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert is_taken("", listener.getsockname()[1])
 
 
 def test_a_port_that_was_left_lately_is_free() -> None:
-    """What waits in TIME_WAIT keeps no server from starting."""
+    """A connection in TIME_WAIT does not prevent a server from starting."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
@@ -134,13 +134,13 @@ def test_a_port_that_was_left_lately_is_free() -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_another_obstacle_is_not_a_taken_port(host: str, free: int) -> None:
-    """Reserved addresses (RFC 5737) and names (RFC 2606): the server reports them."""
+    """With an unused address (RFC 5737) or name (RFC 2606), the server itself reports the error."""
     assert not is_taken(host, free)
 
 
 @linux
 def test_a_descendant_is_one_over_any_number_of_generations() -> None:
-    """A scheduler is the child of a server, and that of a supervisor."""
+    """A grandchild is a descendant; a parent is none of its child."""
     with running(PARENT) as (child, grandchild):
         assert is_descendant(grandchild, child)
         assert is_descendant(grandchild, os.getpid())
@@ -150,8 +150,8 @@ def test_a_descendant_is_one_over_any_number_of_generations() -> None:
     assert is_descendant(os.getpid(), os.getpid())
 
 
-def test_a_process_that_is_gone_comes_from_nobody() -> None:
-    """Nor does one that never was."""
+def test_a_process_that_has_ended_is_no_descendant() -> None:
+    """Neither is a pid that no process has."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         pass
     assert not is_descendant(process.pid, os.getpid())
@@ -160,7 +160,7 @@ def test_a_process_that_is_gone_comes_from_nobody() -> None:
 
 @linux
 def test_a_process_keeps_its_start() -> None:
-    """A clock that is adjusted does not make another process of it."""
+    """The same process is always reported with the same start."""
     with running(LISTENER) as (_, port):
         first, second = holder_of(port), holder_of(port)
     assert first == second
@@ -168,7 +168,7 @@ def test_a_process_keeps_its_start() -> None:
 
 @linux
 def test_a_process_is_known_by_how_it_was_started() -> None:
-    """By arguments and added variables; not by its program's path."""
+    """Its arguments and the given variables are compared; the path of its program and other variables are not."""
     with running(LISTENER, "--model", "x y") as (pid, _):
         argv = ["python3", "-c", LISTENER, "--model", "x y"]
         assert runs_with(pid, argv, {"PATH": os.environ["PATH"]})

@@ -13,15 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dsr1.core.config import ALL_SCENARIOS, CONCURRENCIES, Point, Scenario
+from pytest_dsr1.servers import ServerError
 from pytest_dsr1.servers.choose import LaunchPlan
-from pytest_dsr1.servers.launch import (
-    Launch,
-    LaunchOptions,
-    ServerArgument,
-    parse_server_arg,
-)
-from pytest_dsr1.servers.machine import Interpreter
-from pytest_dsr1.servers.recipe import REFERENCE, Recipe, RecipeError, load_recipe, recipe_for, recipe_names
+from pytest_dsr1.servers.launch import Launch, parse_server_arg, shell_line
+from pytest_dsr1.servers.recipe import REFERENCE, Recipe, load_recipe, recipe_for, recipe_names
 
 POINTS = tuple(Point(scenario, conc) for scenario in ALL_SCENARIOS for conc in CONCURRENCIES)
 
@@ -38,19 +33,22 @@ def point(isl: int, osl: int, conc: int) -> Point:
     return Point(Scenario(isl, osl), conc)
 
 
+def plan(recipe: str | Recipe, *, port: int = 8888, **typed: Any) -> LaunchPlan:
+    """How a recipe is launched with what was typed."""
+    made = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    return LaunchPlan(recipe=made.with_typed(**typed), port=port, python="/opt/python3")
+
+
 def launch_of(recipe: str | Recipe, at: Point = POINTS[0], **typed: Any) -> Launch:
     """What is launched for one point."""
-    made = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    return made.launch_at(at, LaunchOptions(**typed), "/opt/python3")
+    return plan(recipe, **typed).launch_for(at)
 
 
 def launches(
     recipe: str | Recipe, points: Sequence[Point], **typed: Any
 ) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
     """What is launched for these points, one after another."""
-    made = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    python = Interpreter("/opt/python3", "0")
-    return LaunchPlan(gpus=(), recipe=made, options=LaunchOptions(**typed), interpreter=python).launches(points)
+    return plan(recipe, **typed).launches(points)
 
 
 def written(folder: Path, text: str, name: str = "own.toml") -> str:
@@ -62,7 +60,7 @@ def written(folder: Path, text: str, name: str = "own.toml") -> str:
 
 def refusal(folder: Path, text: str) -> str:
     """Why a recipe with this text is refused."""
-    with pytest.raises(RecipeError) as refused:
+    with pytest.raises(ServerError) as refused:
         load_recipe(written(folder, text))
     return str(refused.value)
 
@@ -84,10 +82,10 @@ class TestShipped:
         ],
     )
     def test_mi355x_is_the_launch_of_the_competition(self, at: Point, prefill: int) -> None:
-        """Word by word, but for the host; 8192/1024 above CONC 32 has smaller prefills."""
+        """Word by word, but for the loopback host; long prompts above CONC 32 get a smaller prefill."""
         launch = launch_of("mi355x", at)
         assert launch.argv == tuple(word.format(P=prefill) for word in MI355X)
-        assert launch.environment == (("SGLANG_USE_AITER", "1"),)
+        assert launch.environment == {"SGLANG_USE_AITER": "1"}
         assert (launch.model, launch.url) == ("amd/DeepSeek-R1-0528-MXFP4-Preview", "http://127.0.0.1:8888")
 
     def test_the_competition_takes_two_launches(self) -> None:
@@ -99,21 +97,21 @@ class TestShipped:
 
     def test_a_typed_argument_saves_the_restart(self) -> None:
         """It goes before rules too, in the place of the recipe's."""
-        typed = tuple(map(parse_server_arg, ("chunked-prefill-size=32768", "--max-prefill-tokens=32768")))
+        typed = dict(map(parse_server_arg, ("chunked-prefill-size=32768", "--max-prefill-tokens=32768")))
         served = launches("mi355x", POINTS, arguments=typed)
         assert [(launch.argv, points) for launch, points in served] == [
             (tuple(word.format(P=32768) for word in MI355X), POINTS)
         ]
 
     def test_mtp_is_mi355x_and_more(self) -> None:
-        """Its arguments follow those that it extends, and none stands there twice."""
+        """Its arguments follow those that it extends, rules included; the launch has no doubles."""
         at = point(8192, 1024, 64)
         plain, mtp = launch_of("mi355x", at), launch_of("mi355x-mtp", at)
         assert mtp.argv == (
             *plain.argv, "--speculative-algorithm=EAGLE", "--speculative-num-steps=2",
             "--speculative-eagle-topk=1", "--speculative-num-draft-tokens=3",
         )  # fmt: skip
-        assert dict(mtp.environment) == {
+        assert mtp.environment == {
             "SGLANG_USE_AITER": "1", "SGLANG_AITER_MLA_PERSIST": "1", "SGLANG_ENABLE_SPEC_V2": "1",
         }  # fmt: skip
 
@@ -124,12 +122,12 @@ class TestShipped:
         assert served[1][0].changes_from(served[0][0]) == "scheduler-recv-interval 10 -> 30"
 
     def test_cpu_needs_a_model(self) -> None:
-        """It has none of its own; with a model it is one rank on the CPU."""
-        with pytest.raises(RecipeError, match=r"recipe cpu .*--model"):
+        """Nobody knows what fits into this machine; with a model it is one rank on the CPU."""
+        with pytest.raises(ServerError, match=r"recipe cpu .*--model"):
             launch_of("cpu")
         launch = launch_of("cpu", model="/models/tiny")
         assert {"--model-path=/models/tiny", "--device=cpu", "--tensor-parallel-size=1"} <= set(launch.argv)
-        assert launch.environment == (("SGLANG_USE_CPU_ENGINE", "1"),)
+        assert launch.environment == {"SGLANG_USE_CPU_ENGINE": "1"}
 
     @pytest.mark.parametrize("name", [*recipe_names(), REFERENCE])
     def test_each_says_where_it_is_from(self, name: str) -> None:
@@ -182,7 +180,7 @@ class TestChoice:
 
     def test_a_model_of_another_family_does_not(self) -> None:
         """The B200 recipe quantizes as one checkpoint needs it."""
-        with pytest.raises(RecipeError, match=r"8 x NVIDIA B200 .*b200 .*DeepSeek-R1-0528-FP4.* --recipe"):
+        with pytest.raises(ServerError, match=r"8 x NVIDIA B200 .*b200 .*DeepSeek-R1-0528-FP4.* --recipe"):
             recipe_for(["NVIDIA B200"] * 8, "deepseek-ai/DeepSeek-R1-0528")
 
     def test_the_embedded_engine_is_none_of_them(self) -> None:
@@ -193,13 +191,13 @@ class TestChoice:
     @pytest.mark.parametrize("gpus", [["NVIDIA A100"], ["NVIDIA GB200"], ["NVIDIA B200", "NVIDIA A100"]], ids=str)
     def test_an_unknown_gpu_is_not_guessed_at(self, gpus: list[str]) -> None:
         """One unknown among several is enough."""
-        with pytest.raises(RecipeError, match=r"1 x NVIDIA \w+; --recipe takes b200, cpu"):
+        with pytest.raises(ServerError, match=r"1 x NVIDIA \w+; --recipe takes b200, cpu"):
             recipe_for(gpus, None)
 
     @pytest.mark.parametrize("name", ["mi355", "MI355X", "..", ""])
     def test_an_unknown_name_lists_the_known_ones(self, name: str) -> None:
         """Names are exact."""
-        with pytest.raises(RecipeError, match=r"--recipe takes b200, cpu, hopper, mi355x, mi355x-mtp,"):
+        with pytest.raises(ServerError, match=r"--recipe takes b200, cpu, hopper, mi355x, mi355x-mtp,"):
             load_recipe(name)
 
 
@@ -216,7 +214,7 @@ class TestOwn:
         )  # fmt: skip
 
     def test_values_are_written_as_sglang_reads_them(self, tmp_path: Path) -> None:
-        """A flag, one left out, numbers, a text, and a list of separate words."""
+        """A flag, what is left out, numbers, a text, and a list whose words stand by themselves."""
         text = """[arguments]
             flag = true
             absent = false
@@ -245,7 +243,7 @@ class TestOwn:
         assert changed == [point(8, 4, 5), point(8, 4, 15)]
 
     def test_a_later_rule_wins(self, tmp_path: Path) -> None:
-        """[[when]] overrides [arguments] and [environment], and may leave one out."""
+        """Rules go before [arguments] and [environment]; each may leave out what stood before."""
         text = """environment = { A = 1, B = 1 }
             arguments = { x = 1, y = 1 }
             when = [
@@ -254,10 +252,10 @@ class TestOwn:
             ]"""
         launch = launch_of(load_recipe(written(tmp_path, text)), point(1024, 1024, 4), model="m")
         assert arguments_of(launch) == ("--x=3",)
-        assert launch.environment == (("A", "2"),)
+        assert launch.environment == {"A": "2"}
 
     def test_a_shipped_one_is_extended_by_name(self, tmp_path: Path) -> None:
-        """All is inherited but GPUs and summary; false leaves an argument out."""
+        """Everything is inherited but the GPUs, which would make the choice ambiguous; false leaves out."""
         text = """extends = "mi355x"
             tp = 4
             [arguments]
@@ -294,20 +292,18 @@ class TestOwn:
         assert "--chunked-prefill-size=32768" in launch_of(full, point(8192, 1024, 64)).argv
 
     def test_typed_arguments_extend_it(self) -> None:
-        """In place of the recipe's, else behind; the last one of a name counts."""
-        typed = tuple(map(parse_server_arg, ("trust-remote-code=x", "new=1", "new=2", "host=0.0.0.0")))
-        launch = launch_of(
-            "hopper", arguments=typed, environment=(("B", "1"), ("A", "2"), ("B", "3")), model="m", port=1, tp=2
-        )
+        """In the recipe's place where it has the argument, else behind; of one name, the last counts."""
+        typed = dict(map(parse_server_arg, ("trust-remote-code=x", "new=1", "new=2", "host=0.0.0.0")))
+        launch = launch_of("hopper", arguments=typed, environment={"B": "3", "A": "2"}, model="m", port=1, tp=2)
         assert launch.argv[3:] == (
             "--model-path=m", "--host=0.0.0.0", "--port=1", "--tensor-parallel-size=2", "--trust-remote-code=x",
             "--chunked-prefill-size=8192", "--disable-radix-cache", "--enable-cache-report", "--new=2",
         )  # fmt: skip
-        assert launch.environment == (("A", "2"), ("B", "3"))
+        assert list(launch.environment.items()) == [("A", "2"), ("B", "3")]
 
     def test_the_name_of_what_it_serves(self) -> None:
         """SGLang lists a model as its path, unless told a name."""
-        named = (ServerArgument("served-model-name", "tiny"),)
+        named = {"served-model-name": "tiny"}
         assert launch_of("hopper", model="/models/tiny").model == "/models/tiny"
         assert launch_of("hopper", model="/models/tiny", arguments=named).model == "tiny"
 
@@ -315,12 +311,12 @@ class TestOwn:
         """However long it is."""
         written(tmp_path, 'extends = "own.toml"', "other.toml")
         path = written(tmp_path, 'extends = "./other.toml"')
-        with pytest.raises(RecipeError, match=r"own.toml extends .*other.toml extends .*own.toml"):
+        with pytest.raises(ServerError, match=r"own.toml extends .*other.toml extends .*own.toml"):
             load_recipe(path)
 
 
 class TestRefused:
-    """An error names the file, the key, what was found and what was expected."""
+    """What no recipe can mean is an error that names the file, the key, what was found and what was expected."""
 
     @pytest.mark.parametrize(
         ("text", "key", "found", "expected"),
@@ -332,13 +328,13 @@ class TestRefused:
             ("model = 1", "model", "1", "`str | null`"),
             ("command = []", "command", "[]", "length >= 1"),
             ("arguments = 1", "arguments", "1", "`object`"),
-            ("arguments = { x = 2025-11-25 }", "arguments.x", "date", "`bool | int | float | str | array`"),
+            ("arguments = { x = 2025-11-25 }", "arguments.x", "date", "texts or numbers"),
             ("arguments = { x = [] }", "arguments.x", "[]", "length >= 1"),
-            ("arguments = { x = [true] }", "arguments.x", "[True]", "`int | float | str`"),
+            ("arguments = { x = [true] }", "arguments.x", "[True]", "texts or numbers"),
             ("arguments = { x = inf }", "arguments.x", "inf", "finite number"),
             ("arguments = { host = true }", "arguments.host", "", "host=…"),
             ("environment = { X = true }", "environment.X", "True", "false to leave it out"),
-            ("environment = { X = [] }", "environment.X", "[]", "`bool | int | float | str`"),
+            ("environment = { X = [] }", "environment.X", "[]", "a text or a number"),
             ("when = 1", "when", "1", "`array`"),
             ("[[when]]\nisl = 1\n[[when]]\nosl = 0", "when[1].osl", "0", ">= 1"),
             ("[[when]]\nisl = 1\narguments = { x = [] }", "when[0]: arguments.x", "[]", "length >= 1"),
@@ -380,7 +376,7 @@ class TestRefused:
         """TOML is UTF-8."""
         path = tmp_path / "own.toml"
         path.write_bytes(b"\xff\xfe")
-        with pytest.raises(RecipeError, match=r"own\.toml: not TOML"):
+        with pytest.raises(ServerError, match=r"own\.toml: not TOML"):
             load_recipe(str(path))
 
     _SCALARS = st.none() | st.booleans() | st.integers(-1, 2**70) | st.floats() | st.text(max_size=5)
@@ -397,8 +393,9 @@ class TestRefused:
         text = "".join(f"{name} = {as_toml(value)}\n" for name, value in document.items() if value is not None)
         path = written(tmp_path_factory.getbasetemp(), text, "any.toml")
         try:
-            outcome = launch_of(load_recipe(path), model="m").shell_line
-        except RecipeError as error:
+            launch = launch_of(load_recipe(path), model="m")
+            outcome = shell_line(launch.argv, launch.environment)
+        except ServerError as error:
             outcome = str(error)
         assert "--port=8888" in outcome or path in outcome
 
