@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -13,8 +13,16 @@ import urllib3
 
 from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.core.text import one_line
-from pytest_dsr1.submit.events import Delivery, EventParser, SubmissionState, delivery_of, error_detail, is_html
-from pytest_dsr1.submit.schema import API_NAME
+from pytest_dsr1.submit.events import (
+    Delivery,
+    SubmissionState,
+    delivery_of,
+    error_detail,
+    is_html,
+    parse_events,
+    parsed,
+)
+from pytest_dsr1.submit.schema import API_NAME, Row
 
 CONNECT_TIMEOUT_S = 10.0
 #: Longest time without a byte. Gradio sends a heartbeat every 15 s.
@@ -32,6 +40,8 @@ _TRANSIENT = frozenset({404, 408, 425, 429, 503})
 #: A proxy had no answer from the app. After a POST, the app may have received it.
 _GATEWAY = frozenset({502, 504})
 _LOGIN = frozenset({401, 403})
+#: All that a request can raise. Bodies are read from urllib3, whose errors requests does not translate there.
+_TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 
 
 class LeaderboardError(Exception):
@@ -95,17 +105,14 @@ class Leaderboard:
             with self._request("GET", path, deadline) as response:
                 status, body = response.status_code, _body(response, deadline)
         except _TRANSPORT_ERRORS as error:
-            raise LeaderboardError(f"{self.url} cannot be asked ({_name_of(error)})", transient=True) from None
+            raise self._unreachable(error) from None
         # A private Space answers 404 to whoever has no token.
         if status in _LOGIN | {404} and self._token and not self._uses_token:
             self._uses_token = True
             return self._get_json(path, deadline)
         if status != 200:
             raise self._not_received(response, body)
-        try:
-            found = json.loads(body)
-        except ValueError:
-            found = None
+        found = parsed(body)
         if not isinstance(found, dict):
             raise self._not_ready("HTML" if is_html(body) else "something that is no JSON object")
         return found
@@ -122,36 +129,40 @@ class Leaderboard:
         message = self._shortened(f"{self.url} answered HTTP {status}: {error_detail(body)}")
         return LeaderboardError(message, transient=status in _TRANSIENT | _GATEWAY)
 
+    def _unreachable(self, error: Exception) -> LeaderboardError:
+        return LeaderboardError(f"{self.url} cannot be reached ({_name_of(error)})", transient=True)
+
     def _not_ready(self, what: str) -> LeaderboardError:
         message = f"{self.url} answers with {what}, like a Space that sleeps or is being built"
         return LeaderboardError(message, transient=True)
 
-    def submit(self, data: Sequence[object], timeout_s: float, log: Callable[[SubmissionState, str], None]) -> Delivery:
+    def submit(self, data: Row, timeout_s: float) -> Iterator[Delivery]:
         """Send one row and wait for its outcome. Call `labels` first.
 
+        Yields every change of its state: SENDING before each attempt, PENDING after one that was not received. The last
+        one is the outcome.
+
         :param timeout_s: For everything together; waiting for the outcome may take `OUTCOME_S` longer.
-        :param log: Called with SENDING before each attempt, and with PENDING after one that was not received.
         """
-        content = json.dumps({"data": list(data)}, allow_nan=False).encode()
-        deadline, why = time.monotonic() + timeout_s, ""
+        content = json.dumps({"data": data}, allow_nan=False).encode()
+        deadline = time.monotonic() + timeout_s
         for _ in _attempts(deadline):
-            log(SubmissionState.SENDING, "")
+            yield Delivery(SubmissionState.SENDING)
             try:
                 posted = self._post(content, deadline)
             except LeaderboardError as error:
-                why = str(error)
-                log(SubmissionState.PENDING, why)
+                yield Delivery(SubmissionState.PENDING, str(error))
                 if not error.transient:
-                    break
+                    return
                 continue
-            if isinstance(posted, Delivery):
-                return posted
-            # The row was received. Even if that took most of the time, its outcome is worth waiting for.
-            return self._wait(posted, max(deadline, time.monotonic() + min(timeout_s, OUTCOME_S)))
-        return Delivery(SubmissionState.PENDING, why)
+            if posted.state is SubmissionState.SENDING:
+                # The row was received. Even if that took most of the time, its outcome is worth waiting for.
+                posted = self._wait(posted.event_id, max(deadline, time.monotonic() + min(timeout_s, OUTCOME_S)))
+            yield posted
+            return
 
-    def _post(self, content: bytes, deadline: float) -> str | Delivery:
-        """Send once. Returns the event's id, or the Delivery if that is known already.
+    def _post(self, content: bytes, deadline: float) -> Delivery:
+        """Send once; SENDING, with the event's id, if the outcome has to be asked for.
 
         :raises LeaderboardError: The row was certainly not received.
         """
@@ -161,9 +172,8 @@ class Leaderboard:
                 status = response.status_code
                 body = _body(response, deadline)
         except _TRANSPORT_ERRORS as error:
-            if isinstance(error, _NotSentError) or _never_connected(error):
-                message = f"{self.url} cannot be reached ({_name_of(error)})"
-                raise LeaderboardError(message, transient=True) from None
+            if _never_connected(error):
+                raise self._unreachable(error) from None
             if status is None or status == 200:
                 message = f"the connection was lost after the row was sent ({_name_of(error)})"
                 return Delivery(SubmissionState.UNKNOWN, message)
@@ -175,41 +185,36 @@ class Leaderboard:
             raise self._not_received(response, body)
         if status != 200:
             return Delivery(SubmissionState.REFUSED, self._shortened(f"HTTP {status}: {error_detail(body)}"))
-        try:
-            return str(json.loads(body)["event_id"])
-        except (ValueError, KeyError, TypeError):
-            if is_html(body):
-                raise self._not_ready("HTML") from None
-            message = f"the leaderboard's answer has no event_id: {error_detail(body)}"
-            return Delivery(SubmissionState.UNKNOWN, self._shortened(message))
+        answer = parsed(body)
+        if isinstance(answer, dict) and "event_id" in answer:
+            return Delivery(SubmissionState.SENDING, event_id=self._shortened(str(answer["event_id"])))
+        if is_html(body):
+            raise self._not_ready("HTML")
+        message = f"the leaderboard's answer has no event_id: {error_detail(body)}"
+        return Delivery(SubmissionState.UNKNOWN, self._shortened(message))
 
     def _wait(self, event_id: str, deadline: float) -> Delivery:
         """Read the outcome. There is one GET only, because Gradio reports an outcome once."""
-        shown_id = self._shortened(event_id)
-
-        def unknown(message: str) -> Delivery:
-            return Delivery(SubmissionState.UNKNOWN, message, shown_id)
-
-        parser = EventParser()
         try:
-            path = f"{self._api_prefix}/call/{API_NAME}/{quote(shown_id, safe='')}"
+            path = f"{self._api_prefix}/call/{API_NAME}/{quote(event_id, safe='')}"
             with self._request("GET", path, deadline) as response:
-                if response.status_code != 200:
-                    return unknown(f"asked for the outcome, the leaderboard answered HTTP {response.status_code}")
-                for chunk in _chunks(response, deadline):
-                    for name, data in parser.feed(chunk):
+                if response.status_code == 200:
+                    for name, data in parse_events(_chunks(response, deadline)):
                         if (found := delivery_of(name, data)) is not None:
-                            return Delivery(found.state, self._shortened(found.message), shown_id)
-        except _LimitError:
-            return unknown("no outcome before the deadline")
+                            return Delivery(found.state, self._shortened(found.message), event_id)
+                    message = "the connection was closed without an outcome"
+                else:
+                    message = f"asked for the outcome, the leaderboard answered HTTP {response.status_code}"
+        except (TimeoutError, LeaderboardError):
+            message = "no outcome before the deadline"
         except _TRANSPORT_ERRORS as error:
-            return unknown(f"the connection was lost while waiting for the outcome ({_name_of(error)})")
-        return unknown("the connection was closed without an outcome")
+            message = f"the connection was lost while waiting for the outcome ({_name_of(error)})"
+        return Delivery(SubmissionState.UNKNOWN, message, event_id)
 
     def _request(self, method: str, path: str, deadline: float, content: bytes | None = None) -> requests.Response:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise _NotSentError
+            raise self._unreachable(TimeoutError())
         # A new connection for each request: on a reused one, a lost connection does not say whether a POST was sent.
         with requests.Session() as session:
             session.trust_env = not is_loopback(self.url)
@@ -239,27 +244,15 @@ class Leaderboard:
         return text if len(text) <= MAX_ANSWER else f"{text[:MAX_ANSWER]}…"
 
 
-class _LimitError(Exception):
-    """The deadline has passed, or a body is longer than MAX_BODY."""
-
-
-class _NotSentError(_LimitError):
-    """The deadline had passed before anything was sent."""
-
-
-#: All that a request can raise. Bodies are read from urllib3, whose errors requests does not translate there.
-_TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, _LimitError)
-
-
 def _chunks(response: requests.Response, deadline: float) -> Iterator[bytes]:
     """A body as it arrives; `iter_content` would wait until a chunk is full.
 
-    :raises _LimitError: The deadline has passed; bytes that keep arriving do not extend it.
+    :raises TimeoutError: The deadline has passed; bytes that keep arriving do not extend it.
     """
     while chunk := response.raw.read1(65536, decode_content=True):
         yield chunk
         if time.monotonic() > deadline:
-            raise _LimitError
+            raise TimeoutError
 
 
 def _body(response: requests.Response, deadline: float) -> bytes:
@@ -267,13 +260,13 @@ def _body(response: requests.Response, deadline: float) -> bytes:
     for chunk in _chunks(response, deadline):
         body += chunk
         if len(body) > MAX_BODY:
-            raise _LimitError
+            raise TimeoutError
     return body
 
 
 def _name_of(error: Exception) -> str:
     """An error's name, because its text may contain URLs, headers and addresses."""
-    return "it took too long" if isinstance(error, _LimitError) else type(error).__name__
+    return "it took too long" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 def _never_connected(error: Exception) -> bool:
