@@ -133,7 +133,7 @@ def test_offline_before_the_run_is_a_warning() -> None:
 def test_another_plugin_objects(tmp_path: Path) -> None:
     """A plugin's `pytest_dsr1_objections` keeps a result back; the summary says why."""
 
-    def objections(result: Result, loopback: bool) -> list[list[str]]:
+    def objections(config: pytest.Config, result: Result, loopback: bool) -> list[list[str]]:
         assert result.benchmark_args is not None
         conc = result.benchmark_args.max_concurrency
         return [[], [f"throttled, loopback={loopback}"]] if conc == 8 else []
