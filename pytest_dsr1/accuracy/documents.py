@@ -137,6 +137,10 @@ def heldout_task(path: Path | None = None) -> AccuracyTask:
     return AccuracyTask(HELDOUT_TASK, tuple(Document(text, len(text.split())) for text in read_rows(path)))
 
 
+class _Row(msgspec.Struct):
+    text: str
+
+
 def read_rows(path: Path) -> list[str]:
     """Read a file with one JSON object `{"text": …}` per line.
 
@@ -146,18 +150,13 @@ def read_rows(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AccuracyError(f"the accuracy corpus {path} cannot be read: {error}") from None
-    return [_text_of(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
-
-
-class _Row(msgspec.Struct):
-    text: str
-
-
-def _text_of(line: str, origin: str) -> str:
-    try:
-        return msgspec.json.decode(line, type=_Row).text
-    except msgspec.DecodeError as error:
-        raise AccuracyError(f'{origin}: expected {{"text": …}}, found {line[:60]!r} ({error})') from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows += [msgspec.json.decode(line, type=_Row).text] if line else []
+        except msgspec.DecodeError as error:
+            raise AccuracyError(f'{path}:{number}: expected {{"text": …}}, found {line[:60]!r} ({error})') from None
+    return rows
 
 
 def _hub_rows() -> list[str]:
