@@ -10,13 +10,15 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any, TypeAlias, cast
+from urllib.parse import urlsplit
 
 import httptools
 
+from pytest_dsr1.load.prompts import Request
 from pytest_dsr1.load.recording import Ending, Recording
-from pytest_dsr1.load.requests import Request, Target
 
 #: One entry of what `socket.getaddrinfo` returns.
 AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
@@ -24,6 +26,37 @@ AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
 #: Deadline for opening a connection, TLS handshake included.
 CONNECT_TIMEOUT_S = 30.0
 _UNANSWERED = "the server closed the connection before any byte of a response"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The endpoint that requests are sent to.
+
+    :param host: Host name or address, as a resolver takes it.
+    :param authority: Host and port as the Host header has them.
+    :param path: Path of the completions endpoint.
+    :param tls: Whether the connection is encrypted.
+    """
+
+    host: str
+    port: int
+    authority: str
+    path: str
+    tls: bool
+
+    @classmethod
+    def from_url(cls, url: str) -> Target:
+        """The completions endpoint of the server at `url`, given without `/v1`.
+
+        :raises ValueError: if it is not an http or https URL.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not the URL of a server; it should look like http://127.0.0.1:8888")
+        tls = parts.scheme == "https"
+        authority = parts.netloc.rpartition("@")[2]
+        path = f"{parts.path.rstrip('/')}/v1/completions"
+        return cls(parts.hostname, parts.port or (443 if tls else 80), authority, path, tls)
 
 
 class Connection(asyncio.Protocol):

@@ -18,7 +18,7 @@ from typing import IO
 
 #: Bytes of finished recordings that are kept in memory.
 MEMORY_BOUND = 256 << 20
-#: Reads per gathering write, which then takes about 0.2 ms. Linux allows 1,024 (IOV_MAX).
+#: Reads per write, which then takes about 0.2 ms.
 _READS_PER_WRITE = 512
 #: Each tick makes one more write for every so many bytes beyond the bound.
 _BYTES_PER_EXTRA_WRITE = 4 << 20
@@ -121,8 +121,15 @@ class RecordingStore:
     def _move_on(self) -> None:
         """Write a part of the oldest recording; drop it from memory after the last part."""
         recording, size = self._held[0]
+        # Empty if the recording was parsed before it was moved.
         batch = recording.reads[self._written : self._written + _READS_PER_WRITE]
-        self._write(batch)
+        if self._file is None:
+            # Unbuffered: the reads use the descriptor, not the file object.
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close()
+        data = memoryview(b"".join(batch))
+        self._end += len(data)
+        while data:
+            data = data[self._file.write(data) :]
         self._written += len(batch)
         if self._written < len(recording.reads):
             return
@@ -131,18 +138,3 @@ class RecordingStore:
         self._start, self._written = self._end, 0
         self._held.popleft()
         self._held_bytes -= size
-
-    def _write(self, buffers: Sequence[bytes]) -> None:
-        if not buffers:
-            # The recording was parsed, and emptied, before it was moved.
-            return
-        if self._file is None:
-            # Unbuffered: the writes use the descriptor, not the file object.
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close()
-        size = sum(map(len, buffers))
-        written = os.writev(self._file.fileno(), buffers)
-        if written < size:
-            rest = memoryview(b"".join(buffers))[written:]
-            while rest:
-                rest = rest[os.write(self._file.fileno(), rest) :]
-        self._end += size

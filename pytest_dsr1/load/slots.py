@@ -13,9 +13,9 @@ from time import perf_counter_ns
 from typing import Literal, TypeAlias
 
 from pytest_dsr1.load.client import Connection, Dialer
-from pytest_dsr1.load.loop import start_ticker
+from pytest_dsr1.load.loop import Ticker
+from pytest_dsr1.load.prompts import Request
 from pytest_dsr1.load.recording import Ending, Recording, RecordingStore
-from pytest_dsr1.load.requests import Request
 
 PhaseName: TypeAlias = Literal["warm-up", "measured"]
 
@@ -77,8 +77,12 @@ class _Slot:
         self.ended_ns = 0
 
 
-class _Phase:
-    """The state of a phase: requests to be sent, and requests that have ended."""
+class Phase:
+    """A phase: requests to be sent, and requests that have ended.
+
+    :ivar ended: In the order of their ends; in the order of sending when the phase is over.
+    :ivar late_ns: The delay of each tick.
+    """
 
     def __init__(self, name: PhaseName, requests: Sequence[Request], over: asyncio.Future[None]) -> None:
         self.name = name
@@ -90,14 +94,6 @@ class _Phase:
         self.began_ns = perf_counter_ns()
         self.told_ns = self.began_ns
         self.over = over
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseRun:
-    """Requests of a phase that ended, in order of sending, and the ticks' delays."""
-
-    ended: Sequence[Exchange]
-    late_ns: Sequence[int]
 
 
 class Slots:
@@ -133,7 +129,7 @@ class Slots:
         self._store = store
         self._on_progress = on_progress
         self._on_error = on_error
-        self._phase: _Phase | None = None
+        self._phase: Phase | None = None
         self._dialling: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> None:
@@ -147,13 +143,13 @@ class Slots:
         if not self.aborted:
             await asyncio.gather(*(self._dial(slot) for slot in bare[1:]))
 
-    async def run(self, name: PhaseName, requests: Sequence[Request]) -> PhaseRun:
+    async def run(self, name: PhaseName, requests: Sequence[Request]) -> Phase:
         """Send all requests, CONC at a time, and wait until all have ended.
 
         A slot sends its next request as soon as its previous one has ended.
         """
-        phase = self._phase = _Phase(name, requests, self._loop.create_future())
-        ticker = start_ticker(self._loop, TICK_NS, self._tick)
+        phase = self._phase = Phase(name, requests, self._loop.create_future())
+        ticker = Ticker(self._loop, TICK_NS, self._tick)
         try:
             for slot in self._slots:
                 slot.ended_ns = 0
@@ -163,7 +159,8 @@ class Slots:
             ticker.stop()
             self._phase = None
         self._tell(phase, perf_counter_ns())
-        return PhaseRun(sorted(phase.ended, key=lambda exchange: exchange.index), phase.late_ns)
+        phase.ended.sort(key=lambda exchange: exchange.index)
+        return phase
 
     async def close(self) -> None:
         """Drop every connection and the requests in flight."""
@@ -183,7 +180,7 @@ class Slots:
 
     # The hot path
 
-    def _send_next(self, slot: _Slot, phase: _Phase) -> None:
+    def _send_next(self, slot: _Slot, phase: Phase) -> None:
         index, request = next(phase.queue, (-1, None))
         if request is None or self.aborted:
             slot.exchange = None
@@ -272,7 +269,7 @@ class Slots:
         except Exception as error:  # the loop would only log it, and the run would go on without this tick
             self._on_error(error)
 
-    def _check_deadlines(self, phase: _Phase, now: int) -> None:
+    def _check_deadlines(self, phase: Phase, now: int) -> None:
         in_flight = [(slot, one) for slot in self._slots if (one := slot.exchange) is not None and one.sent_ns]
         idle, late = [], []
         for slot, exchange in in_flight:
@@ -291,7 +288,7 @@ class Slots:
             if slot.connection is not None:
                 slot.connection.give_up(Ending.DEADLINE, f"not complete within {self._request_timeout_s:g} s")
 
-    def _tell(self, phase: _Phase, now: int) -> None:
+    def _tell(self, phase: Phase, now: int) -> None:
         if self._on_progress is None:
             return
         in_flight = (slot.exchange for slot in self._slots if slot.exchange is not None)

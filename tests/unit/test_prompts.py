@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dsr1.core.config import ALL_SCENARIOS, Point, Scenario, SweepConfig
-from pytest_dsr1.load.prompts import plan_prompts
-from pytest_dsr1.load.requests import Target, render_requests
+from pytest_dsr1.load.client import Target
+from pytest_dsr1.load.prompts import plan_prompts, render_requests
 
 V = 128_000
 SWEEP = SweepConfig(scenarios=ALL_SCENARIOS)
@@ -72,10 +72,34 @@ def test_a_vocabulary_has_tokens() -> None:
         plan_prompts(SMALL, 0)
 
 
-def test_a_point_outside_the_session_has_no_prompts() -> None:
-    """Asking for another point names those that there are."""
-    with pytest.raises(ValueError, match=r"isl16-osl8-conc9 is not a point .* isl16-osl8-conc1"):
-        plan_prompts(SMALL, V).at(Point(Scenario(16, 8), 9))
+OUTSIDE = (Point(Scenario(16, 8), 9), Point(Scenario(24, 8), 1))
+
+
+@pytest.mark.parametrize("vocab_size", [V, 100, 40])
+def test_points_outside_the_session_have_unique_prompts_too(vocab_size: int) -> None:
+    """A user's own tests name points themselves; their prompts differ from all others in the first two ids."""
+    plan = plan_prompts(SMALL, vocab_size)
+    assert plan.at(OUTSIDE[0]) is plan.at(OUTSIDE[0])
+    prompts = [prompt for point in (*SMALL.points, *OUTSIDE) for prompt in plan.at(point)]
+    heads = {tuple(prompt.ids(vocab_size)[:2].tolist()) for prompt in prompts}
+    assert len(heads) == len(prompts) == 60 + 28 + 12
+    if vocab_size == V:
+        assert len({first for first, _ in heads}) == len(prompts)
+    assert plan.at(SMALL.points[0]) == plan_prompts(SMALL, vocab_size).at(SMALL.points[0])
+
+
+def test_a_session_without_points_has_prompts_for_any() -> None:
+    """A session that lists no point, with tests that name some."""
+    prompts = plan_prompts(SweepConfig(scenarios=(), num_prompts=10), V).at(OUTSIDE[0])
+    assert (len(prompts.warmups), len(prompts.measured)) == (18, 10)
+
+
+def test_a_point_outside_is_refused_when_no_pairs_are_left() -> None:
+    """As within the session, the error names the numbers."""
+    plan = plan_prompts(SMALL, 8)
+    plan.at(Point(Scenario(16, 8), 1))
+    with pytest.raises(ValueError, match=r"88 prompts .* only 64 pairs"):
+        plan.at(OUTSIDE[0])
 
 
 def test_a_point_alone_gets_what_it_has_in_the_sweep() -> None:
@@ -126,15 +150,13 @@ def test_the_hash_is_of_lengths_and_ids() -> None:
     assert len({plan.at(point).sha256 for point in SMALL.points}) == 4
 
 
-TARGET = Target.from_url("http://localhost:8888/prefix/")
-
-
 @pytest.mark.parametrize("vocab_size", [40, V])
 def test_requests_ask_for_the_prompt_as_it_is(vocab_size: int) -> None:
     """A request is HTTP/1.1 with the ids as JSON; greedy, streamed, with usage."""
     config = replace(SMALL, random_range_ratio=0.2)
-    prompts = list(plan_prompts(config, vocab_size).at(config.points[3]))
-    for prompt, request in zip(prompts, render_requests(TARGET, 'a "model"', vocab_size, prompts), strict=True):
+    prompts = plan_prompts(config, vocab_size).at(config.points[3])
+    requests = render_requests("/prefix/v1/completions", "localhost:8888", 'a "model"', prompts)
+    for prompt, request in zip(prompts, requests, strict=True):
         head, _, body = b"".join(request.buffers).partition(b"\r\n\r\n")
         first, *lines = head.decode().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)
@@ -156,7 +178,7 @@ def test_requests_ask_for_the_prompt_as_it_is(vocab_size: int) -> None:
 def test_a_prompt_of_one_token_has_no_comma() -> None:
     """The shortest prompt is a list of one id."""
     config = replace(SMALL, scenarios=(Scenario(1, 1),))
-    (request, *_) = render_requests(TARGET, "m", V, plan_prompts(config, V).at(config.points[0]))
+    (request, *_) = render_requests("/", "h", "m", plan_prompts(config, V).at(config.points[0]))
     body = b"".join(request.buffers).partition(b"\r\n\r\n")[2]
     assert len(json.loads(body)["prompt"]) == 1
 
