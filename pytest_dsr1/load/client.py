@@ -7,21 +7,17 @@ response. The content of the response is parsed after the measured window.
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Any, TypeAlias, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
 
 from pytest_dsr1.load.prompts import Request
 from pytest_dsr1.load.recording import Ending, Recording
-
-#: One entry of what `socket.getaddrinfo` returns.
-AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
 
 #: Deadline for opening a connection, TLS handshake included.
 CONNECT_TIMEOUT_S = 30.0
@@ -197,48 +193,22 @@ class Dialer:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._addresses: list[AddressInfo] = []
+        self._address = target.host, target.port
         # Verifies the server's certificate against the system's authorities, or SSL_CERT_FILE's.
         self._tls = ssl.create_default_context() if target.tls else None
 
     async def open(self, on_end: Callable[[int], None]) -> Connection:
-        """Open a new connection.
+        """Open a new connection; uvloop sets TCP_NODELAY.
 
         :raises OSError: if none of the server's addresses accepts it.
         """
-        loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            if not self._addresses:
-                self._addresses = list(
-                    await loop.getaddrinfo(self.target.host, self.target.port, type=socket.SOCK_STREAM)
-                )
-            failure: OSError | None = None
-            for address in self._addresses:
-                try:
-                    connection = await self._open_at(address, on_end)
-                except OSError as error:
-                    failure = failure or error
-                    continue
-                # All later connections use the address that worked.
-                self._addresses = [address]
-                return connection
-        raise failure or OSError(f"{self.target.host} has no address")
-
-    async def _open_at(self, address: AddressInfo, on_end: Callable[[int], None]) -> Connection:
-        family, kind, proto, _, place = address
-        loop = asyncio.get_running_loop()
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(sock, place)
-            _, connection = await loop.create_connection(
+            transport, connection = await asyncio.get_running_loop().create_connection(
                 lambda: Connection(on_end),
-                sock=sock,
+                *self._address,
                 ssl=self._tls,
                 server_hostname=self.target.host if self._tls else None,
             )
-        except BaseException:
-            sock.close()
-            raise
+        # All later connections use the address that worked.
+        self._address = transport.get_extra_info("peername")[:2]
         return connection
