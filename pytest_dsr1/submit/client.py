@@ -31,8 +31,6 @@ READ_TIMEOUT_S = 30.0
 OUTCOME_S = 30.0
 #: Pause before the second attempt, doubled before each further one; and the longest pause.
 BACK_OFF_S = (0.5, 15.0)
-#: Longest body in bytes; the /config of a real app has some hundred thousand.
-MAX_BODY = 16 * 2**20
 #: Characters of an answer that a message quotes.
 MAX_ANSWER = 300
 #: The handler did not run: the queue is full, the Space sleeps or is being built, or it limits the rate of requests.
@@ -40,6 +38,7 @@ _TRANSIENT = frozenset({404, 408, 425, 429, 503})
 #: A proxy had no answer from the app. After a POST, the app may have received it.
 _GATEWAY = frozenset({502, 504})
 _LOGIN = frozenset({401, 403})
+_AS_IF_ASLEEP = "like a Space that sleeps or is being built"
 #: All that a request can raise. Bodies are read from urllib3, whose errors requests does not translate there.
 _TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 
@@ -94,18 +93,18 @@ class Leaderboard:
         endpoints = self._get_json(f"{self._api_prefix}/info", deadline).get("named_endpoints")
         if not isinstance(endpoints, dict) or f"/{API_NAME}" not in endpoints:
             found = ", ".join(map(str, endpoints)) if isinstance(endpoints, dict) and endpoints else "none"
-            raise LeaderboardError(self._shortened(f"{self.url} has no endpoint /{API_NAME}; it has {found}"))
+            raise self._error(f"has no endpoint /{API_NAME}; it has {found}")
         try:
             return tuple(str(one["label"]) for one in endpoints[f"/{API_NAME}"]["parameters"])
         except (KeyError, TypeError):
-            raise LeaderboardError(f"{self.url}: /info does not list the labels of the inputs") from None
+            raise self._error("does not list the labels of its inputs in /info") from None
 
     def _get_json(self, path: str, deadline: float) -> Mapping[str, Any]:
         try:
             with self._request("GET", path, deadline) as response:
-                status, body = response.status_code, _body(response, deadline)
+                status, body = response.status_code, b"".join(_chunks(response, deadline))
         except _TRANSPORT_ERRORS as error:
-            raise self._unreachable(error) from None
+            raise self._error(f"cannot be reached ({_name_of(error)})", transient=True) from None
         # A private Space answers 404 to whoever has no token.
         if status in _LOGIN | {404} and self._token and not self._uses_token:
             self._uses_token = True
@@ -114,7 +113,8 @@ class Leaderboard:
             raise self._not_received(response, body)
         found = parsed(body)
         if not isinstance(found, dict):
-            raise self._not_ready("HTML" if is_html(body) else "something that is no JSON object")
+            what = "HTML" if is_html(body) else "something that is no JSON object"
+            raise self._error(f"answers with {what}, {_AS_IF_ASLEEP}", transient=True)
         return found
 
     def _not_received(self, response: requests.Response, body: bytes) -> LeaderboardError:
@@ -122,19 +122,15 @@ class Leaderboard:
         status = response.status_code
         if 300 <= status < 400:
             target = urlsplit(response.headers.get("Location", "")).hostname or "another page"
-            return LeaderboardError(self._shortened(f"{self.url} redirects to {target}; type the URL where it ends"))
+            return self._error(f"redirects to {target}; type the URL where it ends")
         if status in _LOGIN:
             hint = "HF_TOKEN was not accepted" if self._uses_token else "a private Space needs HF_TOKEN"
-            return LeaderboardError(f"{self.url} requires a login (HTTP {status}); {hint}")
-        message = self._shortened(f"{self.url} answered HTTP {status}: {error_detail(body)}")
-        return LeaderboardError(message, transient=status in _TRANSIENT | _GATEWAY)
+            return self._error(f"requires a login (HTTP {status}); {hint}")
+        is_transient = status in _TRANSIENT | _GATEWAY
+        return self._error(f"answered HTTP {status}: {error_detail(body)}", transient=is_transient)
 
-    def _unreachable(self, error: Exception) -> LeaderboardError:
-        return LeaderboardError(f"{self.url} cannot be reached ({_name_of(error)})", transient=True)
-
-    def _not_ready(self, what: str) -> LeaderboardError:
-        message = f"{self.url} answers with {what}, like a Space that sleeps or is being built"
-        return LeaderboardError(message, transient=True)
+    def _error(self, fact: str, *, transient: bool = False) -> LeaderboardError:
+        return LeaderboardError(self._shortened(f"{self.url} {fact}"), transient=transient)
 
     def submit(self, data: Row, timeout_s: float) -> Iterator[Delivery]:
         """Send one row and wait for its outcome. Call `labels` first.
@@ -170,10 +166,10 @@ class Leaderboard:
         try:
             with self._request("POST", f"{self._api_prefix}/call/{API_NAME}", deadline, content) as response:
                 status = response.status_code
-                body = _body(response, deadline)
+                body = b"".join(_chunks(response, deadline))
         except _TRANSPORT_ERRORS as error:
             if _never_connected(error):
-                raise self._unreachable(error) from None
+                raise self._error(f"cannot be reached ({_name_of(error)})", transient=True) from None
             if status is None or status == 200:
                 message = f"the connection was lost after the row was sent ({_name_of(error)})"
                 return Delivery(SubmissionState.UNKNOWN, message)
@@ -189,7 +185,7 @@ class Leaderboard:
         if isinstance(answer, dict) and "event_id" in answer:
             return Delivery(SubmissionState.SENDING, event_id=self._shortened(str(answer["event_id"])))
         if is_html(body):
-            raise self._not_ready("HTML")
+            raise self._error(f"answers with HTML, {_AS_IF_ASLEEP}", transient=True)
         message = f"the leaderboard's answer has no event_id: {error_detail(body)}"
         return Delivery(SubmissionState.UNKNOWN, self._shortened(message))
 
@@ -214,7 +210,7 @@ class Leaderboard:
     def _request(self, method: str, path: str, deadline: float, content: bytes | None = None) -> requests.Response:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise self._unreachable(TimeoutError())
+            raise self._error("cannot be reached before the deadline", transient=True)
         # A new connection for each request: on a reused one, a lost connection does not say whether a POST was sent.
         with requests.Session() as session:
             session.trust_env = not is_loopback(self.url)
@@ -245,7 +241,7 @@ class Leaderboard:
 
 
 def _chunks(response: requests.Response, deadline: float) -> Iterator[bytes]:
-    """A body as it arrives; `iter_content` would wait until a chunk is full.
+    """A body as it arrives; `requests.Response.iter_content` would wait until a chunk is full.
 
     :raises TimeoutError: The deadline has passed; bytes that keep arriving do not extend it.
     """
@@ -253,15 +249,6 @@ def _chunks(response: requests.Response, deadline: float) -> Iterator[bytes]:
         yield chunk
         if time.monotonic() > deadline:
             raise TimeoutError
-
-
-def _body(response: requests.Response, deadline: float) -> bytes:
-    body = b""
-    for chunk in _chunks(response, deadline):
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise TimeoutError
-    return body
 
 
 def _name_of(error: Exception) -> str:

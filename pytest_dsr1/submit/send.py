@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -155,7 +156,11 @@ class Sender:
         """
         schema = match_labels(board.labels(timeout_s))
         path = self.config.reports_dir / ACCEPTED_NAME
-        accepted = _accepted_labels(path)
+        try:
+            accepted = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
+        except (OSError, ValueError):
+            # If the file is damaged, the user has to accept the labels once more.
+            accepted = {}
         if schema.unknown and accepted.get(board.url) != list(schema.labels):
             if not self.config.accept_schema:
                 raise SchemaError(
@@ -185,20 +190,18 @@ class Sender:
             except EntryError as error:
                 deliveries[state.conc] = Delivery(SubmissionState.INELIGIBLE, str(error))
                 continue
-            key, pending = key_of(values, url), Delivery(SubmissionState.PENDING, postponed or "not sent yet")
-            if key not in latest:
+            if (key := key_of(values, url)) not in latest:
                 row = [values.get(field) for field in FIELDS_11]
-                latest[key] = Record(pending.state, pending.message, key=key, url=url, conc=state.conc, data=row)
+                latest[key] = Record(
+                    SubmissionState.PENDING, "not sent yet", key=key, url=url, conc=state.conc, data=row
+                )
                 outbox.append(latest[key])
-            last = latest[key]
-            deliveries[state.conc] = pending if last.state is SubmissionState.PENDING else last
-            ready.append((values, last))
-        for conc, delivery in deliveries.items():
-            _note(journal, url, conc, delivery)
-        if not postponed:
-            for conc, delivery in self._send(ready, url, outbox):
-                _note(journal, url, conc, delivery)
-                deliveries[conc] = delivery
+            deliveries[state.conc] = latest[key]
+            ready.append((values, latest[key]))
+        for conc, delivery in chain(list(deliveries.items()), self._send(ready, url, outbox, postponed)):
+            subject = f"submission to {url}, CONC={conc}: "
+            journal.note(subject + delivery.words, instead_of=subject)
+            deliveries[conc] = delivery
         return deliveries
 
     def _values(self, journal: Journal, state: PointState, url: str) -> Values:
@@ -215,13 +218,15 @@ class Sender:
             raise EntryError(f"the point failed{': ' + state.reason if state.reason else ''}")
         return values_of(result, self.config.team or "")
 
-    def _send(self, ready: Sequence[tuple[Values, Record]], url: str, outbox: Outbox) -> Iterator[tuple[int, Delivery]]:
+    def _send(
+        self, ready: Sequence[tuple[Values, Record]], url: str, outbox: Outbox, stopped: str
+    ) -> Iterator[tuple[int, Delivery]]:
         """Send rows that are in the outbox; yields the outcome of each, by CONC.
 
         :param ready: The values of each row, and the last that is known of it.
+        :param stopped: Why nothing more is sent; empty as long as sending is possible.
         """
-        board, timeout_s = Leaderboard(url, self.token), self.config.submit_timeout_s
-        schema, stopped = None, ""
+        board, timeout_s, schema = Leaderboard(url, self.token), self.config.submit_timeout_s, None
         for values, last in ready:
             if not self._may_send(last):
                 continue
@@ -238,9 +243,8 @@ class Sender:
                     changes = iter([Delivery(SubmissionState.PENDING, first_line(str(error)))])
             for delivery in changes:
                 # If nothing was received this time, what was known before is still true.
-                known = (
-                    last if delivery.state is SubmissionState.PENDING and last.state is not delivery.state else delivery
-                )
+                is_news = delivery.state is not SubmissionState.PENDING or last.state is SubmissionState.PENDING
+                known = delivery if is_news else last
                 outbox.append(
                     Record(known.state, known.message, known.event_id, key=last.key, url=url, conc=last.conc, data=row)
                 )
@@ -256,16 +260,3 @@ class Sender:
         else:
             return last.state is not SubmissionState.ACCEPTED
         return self.ask(f"{fact} Send it again?")
-
-
-def _note(journal: Journal, url: str, conc: int, delivery: Delivery) -> None:
-    subject = f"submission to {url}, CONC={conc}: "
-    journal.note(subject + delivery.words, instead_of=subject)
-
-
-def _accepted_labels(path: Path) -> dict[str, list[str]]:
-    """Labels by URL. If the file is damaged, the user has to accept them once more."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
-    except (OSError, ValueError):
-        return {}
