@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from pytest_dsr1.core.samples import Outcome
 from pytest_dsr1.load.prompts import Request
-from pytest_dsr1.load.recording import Ending, Recording
+from pytest_dsr1.load.recording import Recording
 
 #: Deadline for opening a connection, TLS handshake included.
 CONNECT_TIMEOUT_S = 30.0
@@ -99,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._transport.writelines(request.buffers)
         return sent_ns
 
-    def give_up(self, ending: Ending, note: str) -> None:
+    def give_up(self, ending: Outcome, note: str) -> None:
         """End the request in flight now, and close the connection."""
         self.close()
         self._end(ending, note, perf_counter_ns())
@@ -130,10 +131,10 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._keep_alive = False
             if not self._complete:
-                self.give_up(Ending.NOT_HTTP, str(error))
+                self.give_up(Outcome.MALFORMED, str(error))
                 return
         if self._complete:
-            self._end(Ending.COMPLETE, "", now)
+            self._end(Outcome.OK, "", now)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -141,14 +142,14 @@ class Connection(asyncio.Protocol):
         if recording is None:
             return
         if exc is not None:
-            self._end(Ending.LOST, f"connection lost: {exc}", perf_counter_ns())
+            self._end(Outcome.CONNECTION_LOST, f"connection lost: {exc}", perf_counter_ns())
         elif not recording.reads:
-            self._end(Ending.LOST, _UNANSWERED, perf_counter_ns())
+            self._end(Outcome.CONNECTION_LOST, _UNANSWERED, perf_counter_ns())
         elif self.status and not self._framed:
             # A response without a length ends where the connection does.
-            self._end(Ending.COMPLETE, "", recording.stamps[-1])
+            self._end(Outcome.OK, "", recording.stamps[-1])
         else:
-            self._end(Ending.EOF, "the server closed the connection", perf_counter_ns())
+            self._end(Outcome.TRUNCATED, "the server closed the connection", perf_counter_ns())
 
     # httptools
 
@@ -172,7 +173,7 @@ class Connection(asyncio.Protocol):
             self._complete = True
             self._keep_alive = self._keep_alive and self._parser.should_keep_alive()
 
-    def _end(self, ending: Ending, note: str, now: int) -> None:
+    def _end(self, ending: Outcome, note: str, now: int) -> None:
         recording = self._recording
         if recording is None:
             return

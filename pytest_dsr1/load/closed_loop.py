@@ -19,7 +19,7 @@ from pytest_dsr1.core.samples import LoadRun, LoopLag, Outcome, RequestSample
 from pytest_dsr1.load.client import Dialer, Target
 from pytest_dsr1.load.loop import run_on_loop
 from pytest_dsr1.load.prompts import PointPrompts, Request, render_requests
-from pytest_dsr1.load.recording import Ending, RecordingStore
+from pytest_dsr1.load.recording import RecordingStore
 from pytest_dsr1.load.slots import Exchange, LoadProgress, Slots
 from pytest_dsr1.load.stream import Reply, count_in, read_reply
 
@@ -57,11 +57,10 @@ def run_point(
         async def measure(stop: Callable[[BaseException], None]) -> _Measured:
             slots = Slots(
                 Dialer(target),
-                point.conc,
-                idle_timeout_s=limits.idle_timeout_s,
-                request_timeout_s=limits.request_timeout_for(point.osl),
+                point,
+                limits,
+                store,
                 max_failures=max(point.conc, int(MAX_FAILED_SHARE * len(prompts.measured))),
-                store=store,
                 on_progress=on_progress,
                 on_error=stop,
             )
@@ -149,12 +148,13 @@ def _sample(exchange: Exchange, store: RecordingStore) -> RequestSample:
     )
 
 
-def outcome_of(reply: Reply, ending: Ending, note: str, input_tokens: int, output_tokens: int) -> tuple[Outcome, str]:
+def outcome_of(reply: Reply, ending: Outcome, note: str, input_tokens: int, output_tokens: int) -> tuple[Outcome, str]:
     """How a request ended, with the cause of a failure in one line.
 
     An error that the server reported takes precedence over the way the connection ended: an error event that is
     followed by a reset is a stream error.
 
+    :param ending: How the reading of the response ended; see `Recording`.
     :param note: What the recording says of its ending.
     :param input_tokens: Tokens of the prompt. It was sent as ids, so `usage` must count as many.
     :param output_tokens: Tokens that were asked for.
@@ -165,18 +165,9 @@ def outcome_of(reply: Reply, ending: Ending, note: str, input_tokens: int, outpu
         return Outcome.STREAM_ERROR, f"error after {_events(reply)}: {reply.error}"
     if reply.malformed is not None:
         return Outcome.MALFORMED, reply.malformed
-    if ending is not Ending.COMPLETE:
-        return _BROKEN[ending], f"{note or ending.name.lower()} after {_events(reply)}"
+    if ending is not Outcome.OK:
+        return ending, f"{note} after {_events(reply)}"
     return _outcome_of_complete(reply, input_tokens, output_tokens)
-
-
-_BROKEN = {
-    Ending.EOF: Outcome.TRUNCATED,
-    Ending.LOST: Outcome.CONNECTION_LOST,
-    Ending.NOT_HTTP: Outcome.MALFORMED,
-    Ending.IDLE: Outcome.TIMED_OUT,
-    Ending.DEADLINE: Outcome.TIMED_OUT,
-}
 
 
 def _outcome_of_complete(reply: Reply, input_tokens: int, output_tokens: int) -> tuple[Outcome, str]:

@@ -13,8 +13,9 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import IO
+
+from pytest_dsr1.core.samples import Outcome
 
 #: Bytes of finished recordings that are kept in memory.
 MEMORY_BOUND = 256 << 20
@@ -26,36 +27,20 @@ _BYTES_PER_EXTRA_WRITE = 4 << 20
 _INTAKE = 8
 
 
-class Ending(Enum):
-    """How the reading of a response ended."""
-
-    COMPLETE = auto()
-    """By its HTTP framing, or by the end of the connection if it has no framing."""
-    EOF = auto()
-    """The server closed the connection before the response was complete."""
-    LOST = auto()
-    """The connection was reset, or its socket had an error."""
-    NOT_HTTP = auto()
-    """The bytes are not an HTTP/1.1 response."""
-    IDLE = auto()
-    """The client gave up: no byte arrived for too long."""
-    DEADLINE = auto()
-    """The client gave up: the response was not complete in time."""
-
-
 @dataclass(slots=True)
 class Recording:
     """The reads of one response.
 
     :param reads: Bytes of each read from the socket, HTTP framing included; empty after they were moved to a file.
     :param stamps: Time of each read, in ns of the performance counter.
-    :param ending: None while the response is being read.
+    :param ending: How the reading ended: OK by the response's HTTP framing, or by the end of the connection if it has
+        no framing. None while the response is being read.
     :param note: Message of the operating system or the parser about the ending.
     """
 
     reads: list[bytes] = field(default_factory=list)
     stamps: array[int] = field(default_factory=lambda: array("q"))
-    ending: Ending | None = None
+    ending: Outcome | None = None
     note: str = ""
     moved: tuple[int, array[int]] | None = None
     """Offset in the file and the size of each read, if the reads were moved there."""
