@@ -72,11 +72,9 @@ class AccuracyTask:
         return sum(document.bytes for document in self.documents)
 
     def first(self, limit: int | None) -> AccuracyTask:
-        """The task of the first `limit` documents, with a name of its own; None: all."""
+        """The task of the first `limit` documents, at least 1, with a name of its own; None: all."""
         if limit is None:
             return self
-        if limit < 1:
-            raise AccuracyError(f"--accuracy-limit must be at least 1, got {limit}")
         return replace(self, name=f"{self.name}[:{limit}]", documents=self.documents[:limit])
 
     def within(self, context_length: int | None) -> AccuracyTask:
@@ -119,12 +117,9 @@ def wikitext_task(data: Path | None = None) -> AccuracyTask:
             "(rows joined by two newlines). Pass the unaltered rows with --accuracy-data PATH"
         )
     cuts = csv.DictReader(resources.files(__package__).joinpath("wikitext2_chunks.csv").read_text().splitlines())
-    documents = (
-        Document(text[start : start + int(cut["length"])], int(cut["tokens"]))
-        for cut in cuts
-        for start in (int(cut["start"]),)
-    )
-    return AccuracyTask(WIKITEXT_TASK, tuple(documents))
+    chunks = ((int(cut["start"]), int(cut["length"]), int(cut["tokens"])) for cut in cuts)
+    documents = tuple(Document(text[start : start + length], tokens) for start, length, tokens in chunks)
+    return AccuracyTask(WIKITEXT_TASK, documents)
 
 
 def heldout_task(path: Path | None = None) -> AccuracyTask:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from pytest_dsr1.core.text import first_line
 
 #: Deadline for one text, in seconds; a server tokenizes a chunk of WikiText within milliseconds.
 TOKENIZE_TIMEOUT_S = 30.0
-#: Vocabulary sizes without added tokens, by the last part of the model's name in lower case. Distilled models are left
-#: out: they have the vocabulary of their base model.
-KNOWN_VOCABULARIES = ((re.compile(r"deepseek-r1(?!.*distill)"), 128_000),)
+#: DeepSeek-R1 by the last part of its name. Distilled models are left out: they have the vocabulary of their base model.
+_DEEPSEEK_R1 = re.compile(r"deepseek-r1(?!.*distill)", re.IGNORECASE)
+#: Its vocabulary size, without added tokens.
+DEEPSEEK_R1_VOCABULARY = 128_000
 #: Files fetched from the hub: kilobytes to a few megabytes, never weights.
 _HUB_FILES = ("tokenizer_config.json", "config.json", "tokenizer.json")
 
@@ -78,8 +79,13 @@ def find_tokenizer(option: str | None, served: Served) -> Tokenizer:
     :param option: `--tokenizer`: a folder, or a model's name at the hub.
     :raises VocabularyError: if there is no tokenizer, or none with a prefix token.
     """
+    if option is not None:
+        lookups = [partial(_read, option)]
+    else:
+        lookups = [partial(_ask_server, served), *(partial(_read, name) for name in _folders_first(served))]
     tried = []
-    for source in _tokenizing_sources(option, served):
+    for lookup in lookups:
+        source = lookup()
         if source.encode is not None and source.prefix_token_id is not None:
             name = source.name if option is None else f"--tokenizer {source.name}"
             return Tokenizer(cache(source.encode), source.prefix_token_id, name, source.vocab_size)
@@ -92,26 +98,16 @@ def find_tokenizer(option: str | None, served: Served) -> Tokenizer:
     )
 
 
-def _tokenizing_sources(option: str | None, served: Served) -> Iterator[_Source]:
-    if option is not None:
-        yield _read(option)
-    else:
-        yield _ask_server(served)
-        yield from map(_read, _folders_first(served))
-
-
 def find_vocab_size(option: int | None, served: Served, tokenizer: Tokenizer | None = None) -> VocabSize:
     """Find the number of ids that prompts are drawn from.
 
-    In this order: `--vocab-size`, the server, the tokenizer, the model's folder, a table of known models, the hub. It
+    In this order: `--vocab-size`, the server, the tokenizer, the model's folder, DeepSeek-R1's by its name, the hub. It
     is never found by trying: an id that is too large crashes an SGLang server.
 
     :param tokenizer: The model's tokenizer, if it was already looked for.
-    :raises VocabularyError: if no source knows the size, or `--vocab-size` is not positive.
+    :raises VocabularyError: if no source knows the size.
     """
     if option is not None:
-        if option < 1:
-            raise VocabularyError(f"--vocab-size must be at least 1, got {option}")
         return VocabSize(option, "--vocab-size")
     tried: list[str] = []
     for source in _sized_sources(served, tokenizer):
@@ -131,9 +127,8 @@ def _sized_sources(served: Served, tokenizer: Tokenizer | None) -> Iterator[_Sou
     names = _folders_first(served)
     yield from (_read(name) for name in names if _is_path(name))
     for name in names:
-        for pattern, size in KNOWN_VOCABULARIES:
-            if pattern.match(name.rstrip("/").rpartition("/")[2].lower()):
-                yield _Source(f"known vocabulary of {name}", vocab_size=size)
+        if _DEEPSEEK_R1.match(name.rstrip("/").rpartition("/")[2]):
+            yield _Source(f"known vocabulary of {name}", vocab_size=DEEPSEEK_R1_VOCABULARY)
     yield from (_read(name) for name in names if not _is_path(name))
 
 
