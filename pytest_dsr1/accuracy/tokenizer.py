@@ -18,7 +18,7 @@ from pytest_dsr1.core.text import first_line
 
 #: Deadline for one text, in seconds; a server tokenizes a chunk of WikiText within milliseconds.
 TOKENIZE_TIMEOUT_S = 30.0
-#: DeepSeek-R1 by the last part of its name. Distilled models are left out: they have the vocabulary of their base model.
+#: DeepSeek-R1, by the last part of its name. Distilled models are left out: they have their base model's vocabulary.
 _DEEPSEEK_R1 = re.compile(r"deepseek-r1(?!.*distill)", re.IGNORECASE)
 #: Its vocabulary size, without added tokens.
 DEEPSEEK_R1_VOCABULARY = 128_000

@@ -91,7 +91,7 @@ class PromptPlan:
     config: SweepConfig
     vocab_size: int
     pairs: TokenIds
-    _others: dict[Point, PointPrompts] = field(default_factory=dict)
+    _others: dict[Point, PointPrompts] = field(default_factory=dict, init=False, repr=False)
 
     def at(self, point: Point) -> PointPrompts:
         """The prompts of a point, the same whenever it is asked for.

@@ -208,14 +208,13 @@ def values_of(result: Result, team: str) -> Values:
     :raises EntryError: A value is not a finite number above 0, or the concurrency is missing.
     """
     conc = result.benchmark_args.max_concurrency if result.benchmark_args is not None else 0
-    if conc < 1:
-        raise EntryError(f"its concurrency is {conc}, not a whole number from 1")
     # Accuracy and B200's figures are in objects of their own.
     places = (result, result.b200_baseline_nv1126, result.accuracy)
-    values: dict[Field, str | int | float] = {Field.TEAM: team, Field.CONC: conc}
-    for field in Field:
-        value = next((found for place in places if (found := getattr(place, field, None)) is not None), None)
-        if field in values or value is None:
+    values: dict[Field, str | int | float] = {Field.TEAM: team}
+    for field in FIELDS_14[1:]:
+        found = (getattr(place, field, None) for place in places)
+        value = conc if field is Field.CONC else next((one for one in found if one is not None), None)
+        if value is None:
             continue
         if not math.isfinite(value) or value <= 0:
             raise EntryError(f"{field.label} is {value!r}, not a finite number above 0")
