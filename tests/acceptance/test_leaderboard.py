@@ -326,7 +326,7 @@ def test_reference_engine_is_a_usage_error(project: Project) -> None:
     """The message says why no other server was chosen, and how to rehearse."""
     outcome = refused(project, "--submit-team", "T", "--port", "1")
     assert "no server answers at http://127.0.0.1:1" in outcome.output
-    assert "no accelerator is visible for SGLang" in outcome.output
+    assert "no GPU is visible for SGLang" in outcome.output
     assert "pytest-dsr1 leaderboard serve" in outcome.output
     assert "nothing to submit to" not in outcome.output
 
