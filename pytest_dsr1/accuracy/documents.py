@@ -72,7 +72,10 @@ class AccuracyTask:
         return sum(document.bytes for document in self.documents)
 
     def first(self, limit: int | None) -> AccuracyTask:
-        """The task of the first `limit` documents, at least 1, with a name of its own; None: all."""
+        """The task of the first documents, with a name of its own.
+
+        :param limit: Their number, at least 1; None for all of them.
+        """
         if limit is None:
             return self
         return replace(self, name=f"{self.name}[:{limit}]", documents=self.documents[:limit])

@@ -1,4 +1,4 @@
-"""The log-likelihoods of a corpus: lm-eval's windows, sent concurrently to /v1/completions.
+"""Log-likelihoods of lm-eval's windows, asked for concurrently.
 
 lm-eval's own client works document by document, so its concurrency is 1 if each document is one window. It also accepts
 any reply, and repeats every failed request, even after status 400. Therefore only its windows, its requests and its

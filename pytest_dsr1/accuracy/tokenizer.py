@@ -190,7 +190,7 @@ def _read(name: str) -> _Source:
 
 
 def _read_hub(name: str) -> _Source:
-    """From the hub, or from its cache if HF_HUB_OFFLINE is set or the hub cannot be reached."""
+    """From the hub, or from its cache if the hub cannot be reached."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

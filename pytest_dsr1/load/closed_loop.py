@@ -89,7 +89,7 @@ def run_point(
 
 @dataclass
 class _Measured:
-    """What the event loop leaves: samples of the warm-ups, and the measured requests before they are parsed."""
+    """What is known at the end of the loop; measured requests are not parsed yet."""
 
     warmups: tuple[RequestSample, ...] = ()
     ended: Sequence[Exchange] = ()

@@ -36,10 +36,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 class Ticker:
-    """Ticks every `period_ns` until stopped; exact on Linux, rounded to milliseconds elsewhere.
+    """Ticks every `period_ns` until stopped.
 
     :param on_tick: Called with the delay in ns of each tick that was due; more than one if the loop was blocked for
         several periods.
+    :param exact: Use a timer of the kernel, which only Linux has, in place of the loop's, which counts milliseconds.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class Ticker:
 
 
 def _timerfd(first_ns: int, period_ns: int) -> int:
-    """A descriptor that becomes readable at each tick, from the C library: the `os` module has it from 3.13.
+    """Make a descriptor that becomes readable at each tick.
+
+    It comes from the C library: Python's `os` module has it from 3.13.
 
     :param first_ns: The first tick, on the clock of `perf_counter_ns`.
     """
@@ -99,7 +102,7 @@ def _timerfd(first_ns: int, period_ns: int) -> int:
 
 
 def run_on_loop(main: Callable[[Callable[[BaseException], None]], Coroutine[Any, Any, _Result]]) -> _Result:
-    """Run a coroutine on a new event loop of uvloop, with signal handlers that may end it.
+    """Run a coroutine on a new loop of uvloop; signal handlers may end it.
 
     Signals without a Python handler are left alone; so are all signals when this is not the main thread.
 

@@ -1,4 +1,4 @@
-"""The prompts of a session, token ids that no prefix cache has seen before, and the requests that carry them.
+"""The prompts of a session, unknown to any prefix cache, and their requests.
 
 A prompt is a run of consecutive ids, (start + j) mod V, so its start determines all of it. Starts are drawn once for
 the whole session, without replacement, and assigned to the points in sweep order. A point that is run alone, or
@@ -122,7 +122,7 @@ class PromptPlan:
         return PointPrompts(prompts[:warmups], prompts[warmups:], self.vocab_size)
 
     def _unused_pairs(self, point: Point, stream: tuple[int, ...]) -> TokenIds:
-        """First and second ids that no prompt has yet; with first ids of their own if enough are left."""
+        """First and second ids that no prompt has yet; unique first ids if possible."""
         count, size = _count(self.config, point), self.vocab_size
         used = {tuple(pair) for pair in self.pairs.tolist()}
         used |= {(prompt.first, prompt.second) for prompts in self._others.values() for prompt in prompts}
@@ -201,9 +201,9 @@ class Request:
 
 
 def render_requests(path: str, host: str, model: str, prompts: PointPrompts) -> list[Request]:
-    """Render one HTTP/1.1 request per prompt, warm-ups first: greedy, streamed, to the full output length.
+    """Render one HTTP/1.1 request per prompt, warm-ups first.
 
-    Sending a request is then one system call and copies nothing. Prompts are runs of consecutive ids, so every prompt
+    Requests are greedy, streamed, and for the full output length. Sending a request is then one system call and copies nothing. Prompts are runs of consecutive ids, so every prompt
     is a slice of one text, "0,1,2,…", which all requests share. A request is three buffers (head, slice, tail) for one
     gathering write (`writev`).
 

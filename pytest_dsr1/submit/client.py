@@ -241,7 +241,7 @@ class Leaderboard:
 
 
 def _chunks(response: requests.Response, deadline: float) -> Iterator[bytes]:
-    """A body as it arrives; `requests.Response.iter_content` would wait until a chunk is full.
+    """A body as it arrives; `iter_content` would wait until a chunk is full.
 
     :raises TimeoutError: The deadline has passed; bytes that keep arriving do not extend it.
     """

@@ -1,4 +1,4 @@
-"""The inputs of a leaderboard: which of our fields belongs into which, and a result's values for them.
+"""The inputs of a leaderboard, and a result's values for them.
 
 Gradio drops surplus values and reports success, and stores values in the order in which they arrive. Therefore both the
 number of inputs and their labels are compared with ours before anything is sent.
@@ -223,6 +223,6 @@ def values_of(result: Result, team: str) -> Values:
 
 
 def key_of(values: Values, url: str) -> str:
-    """Identifies a row on the leaderboard at `url`, in whatever order its values are sent."""
+    """Identifies a row on the leaderboard at `url`, in any order of its values."""
     content = json.dumps([url, sorted((str(field), value) for field, value in values.items())])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
