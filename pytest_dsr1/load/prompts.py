@@ -203,9 +203,9 @@ class Request:
 def render_requests(path: str, host: str, model: str, prompts: PointPrompts) -> list[Request]:
     """Render one HTTP/1.1 request per prompt, warm-ups first.
 
-    Requests are greedy, streamed, and for the full output length. Sending a request is then one system call and copies nothing. Prompts are runs of consecutive ids, so every prompt
+    Requests are greedy, streamed, and for the full output length. Prompts are runs of consecutive ids, so every prompt
     is a slice of one text, "0,1,2,…", which all requests share. A request is three buffers (head, slice, tail) for one
-    gathering write (`writev`).
+    gathering write (`writev`): sending it is one system call and copies nothing.
 
     :param path: Path of the completions endpoint.
     :param host: The Host header.
