@@ -27,7 +27,7 @@ from pytest_dsr1.submit.schema import API_NAME, Row
 CONNECT_TIMEOUT_S = 10.0
 #: Longest time without a byte. Gradio sends a heartbeat every 15 s.
 READ_TIMEOUT_S = 30.0
-#: Time for the outcome of a row that was received, even if the deadline is nearer.
+#: Time for the answer to a row that was sent, and for its outcome, even if the deadline is nearer.
 OUTCOME_S = 30.0
 #: Pause before the second attempt, doubled before each further one; and the longest pause.
 BACK_OFF_S = (0.5, 15.0)
@@ -138,22 +138,26 @@ class Leaderboard:
         Yields every change of its state: SENDING before each attempt, PENDING after one that was not received. The last
         one is the outcome.
 
-        :param timeout_s: For everything together; waiting for the outcome may take `OUTCOME_S` longer.
+        :param timeout_s: For all attempts together. A request that begins in time gets up to `OUTCOME_S` for its answer,
+            even if that takes longer: without an answer it would be unknown whether the row arrived.
         """
         content = json.dumps({"data": data}, allow_nan=False).encode()
         deadline = time.monotonic() + timeout_s
+
+        def extended() -> float:
+            return max(deadline, time.monotonic() + min(timeout_s, OUTCOME_S))
+
         for _ in _attempts(deadline):
             yield Delivery(SubmissionState.SENDING)
             try:
-                posted = self._post(content, deadline)
+                posted = self._post(content, extended())
             except LeaderboardError as error:
                 yield Delivery(SubmissionState.PENDING, str(error))
                 if not error.transient:
                     return
                 continue
             if posted.state is SubmissionState.SENDING:
-                # The row was received. Even if that took most of the time, its outcome is worth waiting for.
-                posted = self._wait(posted.event_id, max(deadline, time.monotonic() + min(timeout_s, OUTCOME_S)))
+                posted = self._wait(posted.event_id, extended())
             yield posted
             return
 
