@@ -138,8 +138,8 @@ class Leaderboard:
         Yields every change of its state: SENDING before each attempt, PENDING after one that was not received. The last
         one is the outcome.
 
-        :param timeout_s: For all attempts together. A request that begins in time gets up to `OUTCOME_S` for its answer,
-            even if that takes longer: without an answer it would be unknown whether the row arrived.
+        :param timeout_s: For all attempts together. A request that begins in time gets up to `OUTCOME_S` for its
+            answer, even if that takes longer: without an answer it would be unknown whether the row arrived.
         """
         content = json.dumps({"data": data}, allow_nan=False).encode()
         deadline = time.monotonic() + timeout_s
