@@ -36,9 +36,9 @@ sys.path.insert(0, str(ROOT))  # run as a script, from a checkout that need not 
 from pytest_dsr1.batch.samples import read_samples  # noqa: E402
 from pytest_dsr1.core.config import LoadLimits, Point, Scenario, SweepConfig  # noqa: E402 - needs the path above
 from pytest_dsr1.core.samples import LoadRun  # noqa: E402
+from pytest_dsr1.load.client import Target  # noqa: E402
 from pytest_dsr1.load.closed_loop import run_point  # noqa: E402
-from pytest_dsr1.load.prompts import PointPrompts, plan_prompts  # noqa: E402
-from pytest_dsr1.load.requests import Request, Target, render_requests  # noqa: E402
+from pytest_dsr1.load.prompts import PointPrompts, Request, plan_prompts, render_requests  # noqa: E402
 from tests.servers.timed import timed_server  # noqa: E402
 
 ISL, OSL = 1024, 128
@@ -146,7 +146,7 @@ class BarePhase:
 async def _run_bound(url: str, conc: int) -> dict[str, Any]:
     target = Target.from_url(url)
     _, prompts = prompts_for(conc)
-    requests = render_requests(target, "scripted", VOCAB_SIZE, prompts)
+    requests = render_requests(target.path, target.authority, "scripted", prompts)
     loop = asyncio.get_running_loop()
     clients: list[Bare] = []
     phase = BarePhase(())

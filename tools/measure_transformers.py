@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from pytest_dsr1.accuracy.documents import AccuracyTask, wikitext_task
-from pytest_dsr1.accuracy.lm import rolling_windows
+from pytest_dsr1.accuracy.lm import windows_of
 from pytest_dsr1.accuracy.tokenizer import Tokenizer, find_tokenizer
 from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, baselines_to_json
 from pytest_dsr1.core.server import Served
@@ -46,8 +46,7 @@ class Scored:
 
 def windows(task: AccuracyTask, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
     """(context, scored tokens) of each request that a sweep sends for `task`."""
-    for document in task.documents:
-        yield from rolling_windows(document.text, tokenizer, task.max_length)
+    return ((window.context, window.scored) for window in windows_of(task, tokenizer))
 
 
 def score(folder: Path, dtype: str, task: AccuracyTask, python: Path) -> Scored:

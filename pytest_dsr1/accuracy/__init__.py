@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from pytest_dsr1.accuracy.documents import AccuracyError, AccuracyTask
 from pytest_dsr1.accuracy.tokenizer import Tokenizer
@@ -21,24 +20,11 @@ TIMEOUT_S = 300.0
 
 
 def warm_up_imports() -> None:
-    """Import lm-eval now, so that its seconds of CPU do not fall into a measurement."""
+    """Import lm-eval now, so that its CPU time does not fall into a measurement."""
     with warnings.catch_warnings():
         # Deprecations among lm-eval's dependencies are not the user's errors, also under -W error.
         warnings.simplefilter("ignore")
-        importlib.import_module("lm_eval.evaluator")
         importlib.import_module("pytest_dsr1.accuracy.lm")
-
-
-@contextmanager
-def _quiet(logger_name: str) -> Iterator[None]:
-    """Keep a library's log messages from the terminal; its errors are raised anyway."""
-    logger = logging.getLogger(logger_name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def evaluate(
@@ -48,44 +34,32 @@ def evaluate(
     concurrency: int,
     *,
     timeout_s: float = TIMEOUT_S,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[AccuracyFigures, MeasuredTask]:
     """Measure the accuracy of a served model with `concurrency` requests in flight.
+
+    Windows and metrics are lm-eval's.
 
     :param timeout_s: Deadline of one request.
     :param progress: Called after each request with the number of requests done, and of all.
     :raises AccuracyError: if the connection fails, a request is refused or times out, or a reply is not valid.
     """
     warm_up_imports()
-    import lm_eval.evaluator
-
-    from pytest_dsr1.accuracy.lm import CompletionsModel, CorpusTask
+    from pytest_dsr1.accuracy.lm import CompletionsClient, figures_of, windows_of
 
     start = time.monotonic()
-    # Not simple_evaluate: it also reseeds the global random generators and runs git and torch's environment report.
+    # Longest first, so that no long request runs alone at the end.
+    windows = sorted(windows_of(task, tokenizer), key=lambda window: -len(window.prompt))
+    client = CompletionsClient(served, concurrency, timeout_s, progress)
+    totals = [0.0] * len(task.documents)
+    for window, value in zip(windows, asyncio.run(client.log_likelihoods(windows)), strict=True):
+        totals[window.document] += value
     try:
-        with _quiet("lm_eval"):
-            model = CompletionsModel(
-                served,
-                tokenizer,
-                concurrency=concurrency,
-                max_length=task.max_length,
-                timeout_s=timeout_s,
-                progress=progress,
-            )
-            results = lm_eval.evaluator.evaluate(
-                lm=model, task_dict={"tasks": {task.name: CorpusTask(task)}}, bootstrap_iters=0, log_samples=False
-            )
+        figures = figures_of(task, totals)
     except OverflowError:
         raise AccuracyError(
             f"{served.url}: the perplexity of {task.name} exceeds the range of floating point: the model is broken"
         ) from None
-    scores = results["results"][task.name]
-    figures = AccuracyFigures(
-        bits_per_byte=scores["bits_per_byte,none"],
-        byte_perplexity=scores["byte_perplexity,none"],
-        word_perplexity=scores["word_perplexity,none"],
-    )
     if figures.bits_per_byte <= 0:
         raise AccuracyError(
             f"{served.url} returned 0 for every log-probability, which no model can reach: "
@@ -94,10 +68,10 @@ def evaluate(
     return figures, MeasuredTask(
         task=task.name,
         documents=len(task.documents),
-        tokens=sum(len(window.scored) for window in model.windows),
+        tokens=sum(len(window.scored) for window in windows),
         words=task.words,
         bytes=task.bytes,
-        requests=len(model.windows),
+        requests=len(windows),
         concurrency=concurrency,
         seconds=time.monotonic() - start,
         tokenizer=tokenizer.source,

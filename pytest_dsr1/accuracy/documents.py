@@ -72,11 +72,12 @@ class AccuracyTask:
         return sum(document.bytes for document in self.documents)
 
     def first(self, limit: int | None) -> AccuracyTask:
-        """The task of the first `limit` documents, with a name of its own; None: all."""
+        """The task of the first documents, with a name of its own.
+
+        :param limit: Their number, at least 1; None for all of them.
+        """
         if limit is None:
             return self
-        if limit < 1:
-            raise AccuracyError(f"--accuracy-limit must be at least 1, got {limit}")
         return replace(self, name=f"{self.name}[:{limit}]", documents=self.documents[:limit])
 
     def within(self, context_length: int | None) -> AccuracyTask:
@@ -119,12 +120,9 @@ def wikitext_task(data: Path | None = None) -> AccuracyTask:
             "(rows joined by two newlines). Pass the unaltered rows with --accuracy-data PATH"
         )
     cuts = csv.DictReader(resources.files(__package__).joinpath("wikitext2_chunks.csv").read_text().splitlines())
-    documents = (
-        Document(text[start : start + int(cut["length"])], int(cut["tokens"]))
-        for cut in cuts
-        for start in (int(cut["start"]),)
-    )
-    return AccuracyTask(WIKITEXT_TASK, tuple(documents))
+    chunks = ((int(cut["start"]), int(cut["length"]), int(cut["tokens"])) for cut in cuts)
+    documents = tuple(Document(text[start : start + length], tokens) for start, length, tokens in chunks)
+    return AccuracyTask(WIKITEXT_TASK, documents)
 
 
 def heldout_task(path: Path | None = None) -> AccuracyTask:
@@ -137,6 +135,10 @@ def heldout_task(path: Path | None = None) -> AccuracyTask:
     return AccuracyTask(HELDOUT_TASK, tuple(Document(text, len(text.split())) for text in read_rows(path)))
 
 
+class _Row(msgspec.Struct):
+    text: str
+
+
 def read_rows(path: Path) -> list[str]:
     """Read a file with one JSON object `{"text": …}` per line.
 
@@ -146,18 +148,13 @@ def read_rows(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AccuracyError(f"the accuracy corpus {path} cannot be read: {error}") from None
-    return [_text_of(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
-
-
-class _Row(msgspec.Struct):
-    text: str
-
-
-def _text_of(line: str, origin: str) -> str:
-    try:
-        return msgspec.json.decode(line, type=_Row).text
-    except msgspec.DecodeError as error:
-        raise AccuracyError(f'{origin}: expected {{"text": …}}, found {line[:60]!r} ({error})') from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows += [msgspec.json.decode(line, type=_Row).text] if line else []
+        except msgspec.DecodeError as error:
+            raise AccuracyError(f'{path}:{number}: expected {{"text": …}}, found {line[:60]!r} ({error})') from None
+    return rows
 
 
 def _hub_rows() -> list[str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
 from pytest_dsr1.accuracy.documents import AccuracyError
+from pytest_dsr1.core.text import shown
 
 #: Largest value above 0 that rounding can cause in a log-softmax computed in half precision and sent as decimals.
 POSITIVE_SLACK = 1e-4
@@ -24,7 +25,7 @@ _CACHE_ADVICE = (
 
 
 class _Logprobs(msgspec.Struct):
-    token_logprobs: list[object]
+    token_logprobs: list[Any]
 
 
 class _Choice(msgspec.Struct):
@@ -33,14 +34,7 @@ class _Choice(msgspec.Struct):
 
 class _Completion(msgspec.Struct):
     choices: Annotated[list[_Choice], msgspec.Meta(min_length=1, max_length=1)]
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens_details: _PromptDetails | None = None
+    usage: Any = None
 
 
 def log_likelihood(body: bytes, prompt_tokens: int, context_tokens: int) -> float:
@@ -54,71 +48,60 @@ def log_likelihood(body: bytes, prompt_tokens: int, context_tokens: int) -> floa
     :raises AccuracyError: if the number of entries is wrong, or an entry of the prompt after the first is null, not
         finite or positive.
     """
-    reply = _parsed(body)
-    entries = _token_logprobs(reply, body)
-    if len(entries) != prompt_tokens + 1:
-        raise AccuracyError(_miscounted(len(entries), prompt_tokens, _cached(reply)))
-    scored = []
-    # The last entry belongs to the generated token.
-    for position, entry in enumerate(entries[1:-1], 1):
-        if entry is None:
-            raise AccuracyError(
-                f"log-probability {position} of {prompt_tokens} is null, only the first may be{_cached(reply)}: "
-                + _CACHE_ADVICE
-            )
-        if isinstance(entry, bool) or not isinstance(entry, int | float):
-            raise AccuracyError(f"log-probability {position} of {prompt_tokens} is {entry!r}, not a number")
-        if not math.isfinite(entry):
-            raise AccuracyError(
-                f"log-probability {position} of {prompt_tokens} is {entry}, not finite: "
-                "the model gives no probability for a token of plain text (an overflow, or damaged weights)"
-            )
-        if entry > POSITIVE_SLACK:
-            raise AccuracyError(
-                f"log-probability {position} of {prompt_tokens} is {entry}, above 0, but no probability exceeds 1: "
-                "the server returns other values (logits, or negated log-probabilities)"
-            )
-        scored.append(entry)
-    return math.fsum(scored[context_tokens - 1 :])
-
-
-def _parsed(body: bytes) -> object:
     try:
         # Python's own parser, since servers written in Python send NaN and Infinity, which are not JSON.
-        return json.loads(body)
-    except ValueError as error:
-        raise AccuracyError(f"the reply is not JSON ({error}): {_excerpt(body)}") from None
-
-
-def _token_logprobs(reply: object, body: bytes) -> list[object]:
-    try:
-        return msgspec.convert(reply, _Completion).choices[0].logprobs.token_logprobs
+        reply = msgspec.convert(json.loads(body), _Completion)
     except msgspec.ValidationError as error:
         raise AccuracyError(
             f"the reply has no choices[0].logprobs.token_logprobs ({error}): the server does not support echo with "
-            f"logprobs on /v1/completions; use one that does, or turn the gate off (--accuracy off): {_excerpt(body)}"
+            f"logprobs on /v1/completions; use one that does, or turn the gate off (--accuracy off): {shown(body, 200)}"
         ) from None
+    except ValueError as error:
+        raise AccuracyError(f"the reply is not JSON ({error}): {shown(body, 200)}") from None
+    entries, cached = reply.choices[0].logprobs.token_logprobs, _cached(reply.usage)
+    if len(entries) != prompt_tokens + 1:
+        raise AccuracyError(
+            f"{len(entries)} log-probabilities for a prompt of {prompt_tokens} tokens, expected {prompt_tokens + 1}"
+            + _miscounted(len(entries), prompt_tokens, cached)
+        )
+    # The last entry belongs to the generated token.
+    for position, entry in enumerate(entries[1:-1], 1):
+        if problem := _problem(entry, cached):
+            raise AccuracyError(f"log-probability {position} of {prompt_tokens} is {problem}")
+    return math.fsum(entries[context_tokens:-1])
 
 
 def _miscounted(found: int, prompt_tokens: int, cached: str) -> str:
-    counts = f"{found} log-probabilities for a prompt of {prompt_tokens} tokens, expected {prompt_tokens + 1}"
     if found <= 1:
-        return f"{counts}: those of the prompt are missing, so the server ignores echo"
+        return ": those of the prompt are missing, so the server ignores echo"
     if found <= prompt_tokens:
-        return f"{counts}{cached}: the server truncated the prompt, or {_CACHE_ADVICE}"
-    return f"{counts}: the server adds tokens of its own (a BOS?) to a prompt of token ids"
+        return f"{cached}: the server truncated the prompt, or {_CACHE_ADVICE}"
+    return ": the server adds tokens of its own (a BOS?) to a prompt of token ids"
 
 
-def _cached(reply: object) -> str:
+def _problem(entry: object, cached: str) -> str:
+    """What is wrong with a log-probability; empty if nothing."""
+    if entry is None:
+        return f"null, only the first may be{cached}: {_CACHE_ADVICE}"
+    if isinstance(entry, bool) or not isinstance(entry, int | float):
+        return f"{entry!r}, not a number"
+    if not math.isfinite(entry):
+        return (
+            f"{entry}, not finite: "
+            "the model gives no probability for a token of plain text (an overflow, or damaged weights)"
+        )
+    if entry > POSITIVE_SLACK:
+        return (
+            f"{entry}, above 0, but no probability exceeds 1: "
+            "the server returns other values (logits, or negated log-probabilities)"
+        )
+    return ""
+
+
+def _cached(usage: object) -> str:
     """The number of cached tokens by the reply's usage, as a remark in parentheses."""
     try:
-        usage = msgspec.convert(reply.get("usage"), _Usage) if isinstance(reply, dict) else _Usage()
-    except msgspec.ValidationError:
+        tokens = msgspec.convert(usage, dict[str, Any])["prompt_tokens_details"]["cached_tokens"]
+    except (msgspec.ValidationError, LookupError, TypeError):
         return ""
-    details = usage.prompt_tokens_details
-    return f" ({details.cached_tokens} tokens came from its cache)" if details and details.cached_tokens else ""
-
-
-def _excerpt(body: bytes) -> str:
-    text = body[:200].decode(errors="replace")
-    return repr(text if len(body) <= 200 else text + "…")
+    return f" ({tokens} tokens came from its cache)" if tokens else ""

@@ -15,7 +15,7 @@ import pandas as pd
 from pytest_dsr1.core.config import Scenario
 from pytest_dsr1.leaderboard.scoring import Placed, place, standings
 from pytest_dsr1.leaderboard.store import OPTIONAL, Store, row_problem
-from pytest_dsr1.submit.schema import API_NAME, IF_KNOWN, LABELS, Field
+from pytest_dsr1.submit.schema import API_NAME, IF_KNOWN, Field
 
 _NOTHING = "\N{EN DASH}"
 _SCORE = (
@@ -80,7 +80,7 @@ def _private() -> dict[str, Any]:
 
 
 def _input(field: Field) -> Any:
-    label = LABELS[field] + (IF_KNOWN if field in OPTIONAL else "")
+    label = field.label + (IF_KNOWN if field in OPTIONAL else "")
     return gr.Textbox(label=label) if field is Field.TEAM else gr.Number(label=label, value=None)
 
 

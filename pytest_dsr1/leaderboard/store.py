@@ -16,7 +16,7 @@ import msgspec
 
 from pytest_dsr1.core.config import Scenario, team_problem
 from pytest_dsr1.leaderboard.scoring import Row
-from pytest_dsr1.submit.schema import B200_FIELDS, LABELS, Field
+from pytest_dsr1.submit.schema import B200_FIELDS, Field
 
 #: Largest concurrency that is taken; far above what anybody measures.
 MAX_CONC = 65536
@@ -47,15 +47,15 @@ def row_problem(values: Mapping[Field, object]) -> str:
         try:
             msgspec.convert(value, _TYPES[field])
         except msgspec.ValidationError as error:
-            return f"{LABELS[field]}: {error}"
+            return f"{field.label}: {error}"
     if problem := team_problem(str(values[Field.TEAM])):
-        return f"{LABELS[Field.TEAM]}: {problem}"
+        return f"{Field.TEAM.label}: {problem}"
     numbers = {field: value for field, value in values.items() if isinstance(value, int | float)}
     for ratio, ours, b200 in _RATIOS:
         if {ratio, ours, b200} <= numbers.keys():
             quotient = numbers[ours] / numbers[b200]
             if abs(numbers[ratio] / quotient - 1) > RATIO_TOLERANCE:
-                return f"{LABELS[ratio]}: {numbers[ratio]} is not {LABELS[ours]} / {LABELS[b200]}, {quotient:.6g}"
+                return f"{ratio.label}: {numbers[ratio]} is not {ours.label} / {b200.label}, {quotient:.6g}"
     byte_perplexity = 2 ** min(numbers[Field.BITS_PER_BYTE], 1000.0)
     if abs(numbers[Field.BYTE_PERPLEXITY] / byte_perplexity - 1) > PERPLEXITY_TOLERANCE:
         return f"byte_perplexity: {numbers[Field.BYTE_PERPLEXITY]} is not 2 ** bits_per_byte, {byte_perplexity:.6g}"

@@ -7,23 +7,53 @@ response. The content of the response is parsed after the measured window.
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Any, TypeAlias, cast
+from typing import cast
+from urllib.parse import urlsplit
 
 import httptools
 
-from pytest_dsr1.load.recording import Ending, Recording
-from pytest_dsr1.load.requests import Request, Target
-
-#: One entry of what `socket.getaddrinfo` returns.
-AddressInfo: TypeAlias = tuple[int, int, int, str, Any]
+from pytest_dsr1.core.samples import Outcome
+from pytest_dsr1.load.prompts import Request
+from pytest_dsr1.load.recording import Recording
 
 #: Deadline for opening a connection, TLS handshake included.
 CONNECT_TIMEOUT_S = 30.0
 _UNANSWERED = "the server closed the connection before any byte of a response"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The endpoint that requests are sent to.
+
+    :param host: Host name or address, as a resolver takes it.
+    :param authority: Host and port as the Host header has them.
+    :param path: Path of the completions endpoint.
+    :param tls: Whether the connection is encrypted.
+    """
+
+    host: str
+    port: int
+    authority: str
+    path: str
+    tls: bool
+
+    @classmethod
+    def from_url(cls, url: str) -> Target:
+        """The completions endpoint of the server at `url`, given without `/v1`.
+
+        :raises ValueError: if it is not an http or https URL.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not the URL of a server; it should look like http://127.0.0.1:8888")
+        tls = parts.scheme == "https"
+        authority = parts.netloc.rpartition("@")[2]
+        path = f"{parts.path.rstrip('/')}/v1/completions"
+        return cls(parts.hostname, parts.port or (443 if tls else 80), authority, path, tls)
 
 
 class Connection(asyncio.Protocol):
@@ -70,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._transport.writelines(request.buffers)
         return sent_ns
 
-    def give_up(self, ending: Ending, note: str) -> None:
+    def give_up(self, ending: Outcome, note: str) -> None:
         """End the request in flight now, and close the connection."""
         self.close()
         self._end(ending, note, perf_counter_ns())
@@ -101,10 +131,10 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._keep_alive = False
             if not self._complete:
-                self.give_up(Ending.NOT_HTTP, str(error))
+                self.give_up(Outcome.MALFORMED, str(error))
                 return
         if self._complete:
-            self._end(Ending.COMPLETE, "", now)
+            self._end(Outcome.OK, "", now)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -112,14 +142,14 @@ class Connection(asyncio.Protocol):
         if recording is None:
             return
         if exc is not None:
-            self._end(Ending.LOST, f"connection lost: {exc}", perf_counter_ns())
+            self._end(Outcome.CONNECTION_LOST, f"connection lost: {exc}", perf_counter_ns())
         elif not recording.reads:
-            self._end(Ending.LOST, _UNANSWERED, perf_counter_ns())
+            self._end(Outcome.CONNECTION_LOST, _UNANSWERED, perf_counter_ns())
         elif self.status and not self._framed:
             # A response without a length ends where the connection does.
-            self._end(Ending.COMPLETE, "", recording.stamps[-1])
+            self._end(Outcome.OK, "", recording.stamps[-1])
         else:
-            self._end(Ending.EOF, "the server closed the connection", perf_counter_ns())
+            self._end(Outcome.TRUNCATED, "the server closed the connection", perf_counter_ns())
 
     # httptools
 
@@ -143,7 +173,7 @@ class Connection(asyncio.Protocol):
             self._complete = True
             self._keep_alive = self._keep_alive and self._parser.should_keep_alive()
 
-    def _end(self, ending: Ending, note: str, now: int) -> None:
+    def _end(self, ending: Outcome, note: str, now: int) -> None:
         recording = self._recording
         if recording is None:
             return
@@ -164,48 +194,22 @@ class Dialer:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._addresses: list[AddressInfo] = []
+        self._address = target.host, target.port
         # Verifies the server's certificate against the system's authorities, or SSL_CERT_FILE's.
         self._tls = ssl.create_default_context() if target.tls else None
 
     async def open(self, on_end: Callable[[int], None]) -> Connection:
-        """Open a new connection.
+        """Open a new connection; uvloop sets TCP_NODELAY.
 
         :raises OSError: if none of the server's addresses accepts it.
         """
-        loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            if not self._addresses:
-                self._addresses = list(
-                    await loop.getaddrinfo(self.target.host, self.target.port, type=socket.SOCK_STREAM)
-                )
-            failure: OSError | None = None
-            for address in self._addresses:
-                try:
-                    connection = await self._open_at(address, on_end)
-                except OSError as error:
-                    failure = failure or error
-                    continue
-                # All later connections use the address that worked.
-                self._addresses = [address]
-                return connection
-        raise failure or OSError(f"{self.target.host} has no address")
-
-    async def _open_at(self, address: AddressInfo, on_end: Callable[[int], None]) -> Connection:
-        family, kind, proto, _, place = address
-        loop = asyncio.get_running_loop()
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(sock, place)
-            _, connection = await loop.create_connection(
+            transport, connection = await asyncio.get_running_loop().create_connection(
                 lambda: Connection(on_end),
-                sock=sock,
+                *self._address,
                 ssl=self._tls,
                 server_hostname=self.target.host if self._tls else None,
             )
-        except BaseException:
-            sock.close()
-            raise
+        # All later connections use the address that worked.
+        self._address = transport.get_extra_info("peername")[:2]
         return connection

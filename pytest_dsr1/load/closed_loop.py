@@ -5,24 +5,22 @@ All work that can be done before or after the measured window is done then.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
-import uvloop
 
 from pytest_dsr1.core.config import LoadLimits, Point
 from pytest_dsr1.core.samples import LoadRun, LoopLag, Outcome, RequestSample
-from pytest_dsr1.load.client import Dialer
-from pytest_dsr1.load.loop import signals_in
-from pytest_dsr1.load.prompts import PointPrompts
-from pytest_dsr1.load.recording import Ending, RecordingStore
-from pytest_dsr1.load.requests import Request, Target, render_requests
-from pytest_dsr1.load.slots import Exchange, LoadProgress, PhaseRun, Slots
+from pytest_dsr1.load.client import Dialer, Target
+from pytest_dsr1.load.loop import run_on_loop
+from pytest_dsr1.load.prompts import PointPrompts, Request, render_requests
+from pytest_dsr1.load.recording import RecordingStore
+from pytest_dsr1.load.slots import Exchange, LoadProgress, Slots
 from pytest_dsr1.load.stream import Reply, count_in, read_reply
 
 #: Share of the measured requests that may fail before the run gives up; CONC failures are allowed in any case.
@@ -52,118 +50,79 @@ def run_point(
     :raises ValueError: if `url` is not an HTTP URL, or more files must be open than the system allows.
     """
     target = Target.from_url(url)
-    requests = render_requests(target, model, prompts.vocab_size, prompts)
-    count = len(prompts.warmups)
+    requests = render_requests(target.path, target.authority, model, prompts)
     _allow_open_files(point.conc + _SPARE_FILES)
-    store = RecordingStore()
-    try:
-        run = _Run(target, point, limits, store, on_progress)
-        run.load(requests[:count], requests[count:])
-        return run.result(len(prompts.measured))
-    finally:
-        store.close()
+    with closing(RecordingStore()) as store:
+
+        async def measure(stop: Callable[[BaseException], None]) -> _Measured:
+            slots = Slots(
+                Dialer(target),
+                point,
+                limits,
+                store,
+                max_failures=max(point.conc, int(MAX_FAILED_SHARE * len(prompts.measured))),
+                on_progress=on_progress,
+                on_error=stop,
+            )
+            try:
+                return await _measure(slots, requests, len(prompts.warmups), store)
+            finally:
+                await slots.close()
+
+        measured = run_on_loop(measure)
+        # Parsed outside of the loop, where a signal is handled at once.
+        samples = _samples(measured.ended, store)
+    first_ns = min((exchange.sent_ns for exchange in measured.ended), default=0)
+    stamps = [exchange.recording.stamps[-1] for exchange in measured.ended if exchange.recording.stamps]
+    return LoadRun(
+        samples=samples,
+        warmups=measured.warmups,
+        concurrency=point.conc,
+        num_prompts=len(prompts.measured),
+        cpu_s=measured.cpu_s,
+        wall_s=(max(stamps, default=first_ns) - first_ns) / 1e9,
+        loop_lag=_loop_lag(measured.late_ns),
+        reconnects=measured.reconnects,
+        aborted=measured.aborted,
+    )
 
 
-class _Run:
-    """The run of one point, and its results."""
+@dataclass
+class _Measured:
+    """What is known at the end of the loop; measured requests are not parsed yet."""
 
-    def __init__(
-        self,
-        target: Target,
-        point: Point,
-        limits: LoadLimits,
-        store: RecordingStore,
-        on_progress: Callable[[LoadProgress], None] | None,
-    ) -> None:
-        self._target, self._point, self._limits = target, point, limits
-        self._store, self._on_progress = store, on_progress
-        self._task: asyncio.Task[None] | None = None
-        self._stopped_by: BaseException | None = None
-        self._warmups: Sequence[RequestSample] = ()
-        self._window = PhaseRun((), ())
-        self._cpu_s = 0.0
-        self._reconnects = 0
-        self._aborted = ""
+    warmups: tuple[RequestSample, ...] = ()
+    ended: Sequence[Exchange] = ()
+    late_ns: Sequence[int] = ()
+    cpu_s: float = 0.0
+    reconnects: int = 0
+    aborted: str = ""
 
-    def load(self, warmups: Sequence[Request], measured: Sequence[Request]) -> None:
-        """Run both phases on a new event loop."""
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            loop = runner.get_loop()
-            loop.set_exception_handler(self._on_loop_error)
-            with signals_in(loop, self._stop):
-                try:
-                    runner.run(self._phases(warmups, measured))
-                except asyncio.CancelledError:
-                    if self._stopped_by is None:
-                        raise
-        if self._stopped_by is not None:
-            raise self._stopped_by
 
-    def result(self, num_prompts: int) -> LoadRun:
-        """Parse the recorded responses and summarise the run."""
-        first_ns = min((exchange.sent_ns for exchange in self._window.ended), default=0)
-        last_ns = max(
-            (exchange.recording.stamps[-1] for exchange in self._window.ended if exchange.recording.stamps),
-            default=first_ns,
-        )
-        return LoadRun(
-            samples=self._samples(self._window.ended),
-            warmups=self._warmups,
-            concurrency=self._point.conc,
-            num_prompts=num_prompts,
-            cpu_s=self._cpu_s,
-            wall_s=(last_ns - first_ns) / 1e9,
-            loop_lag=_loop_lag(self._window.late_ns),
-            reconnects=self._reconnects,
-            aborted=self._aborted,
-        )
-
-    async def _phases(self, warmups: Sequence[Request], measured: Sequence[Request]) -> None:
-        self._task = asyncio.current_task()
-        point, limits = self._point, self._limits
-        slots = Slots(
-            Dialer(self._target),
-            point.conc,
-            idle_timeout_s=limits.idle_timeout_s,
-            request_timeout_s=limits.request_timeout_for(point.osl),
-            max_failures=max(point.conc, int(MAX_FAILED_SHARE * len(measured))),
-            store=self._store,
-            on_progress=self._on_progress,
-            on_error=self._stop,
-        )
-        try:
+async def _measure(slots: Slots, requests: Sequence[Request], warmups: int, store: RecordingStore) -> _Measured:
+    found = _Measured()
+    await slots.connect()
+    if warmups and not slots.aborted:
+        warm = await slots.run("warm-up", requests[:warmups])
+        found.warmups = _samples(warm.ended, store)
+        if not slots.aborted and not any(sample.ok for sample in found.warmups):
+            why = found.warmups[0]
+            slots.give_up(f"none of {warmups} warm-up requests succeeded; {why.outcome}: {why.detail}")
+    if not slots.aborted:
+        with _undisturbed():
+            # The server may have closed connections that were idle during the garbage collection.
             await slots.connect()
-            if warmups and not slots.aborted:
-                warm = await slots.run("warm-up", warmups)
-                self._warmups = self._samples(warm.ended)
-                if not slots.aborted and not any(sample.ok for sample in self._warmups):
-                    why = self._warmups[0]
-                    slots.give_up(f"none of {len(warmups)} warm-up requests succeeded; {why.outcome}: {why.detail}")
             if not slots.aborted:
-                with _undisturbed():
-                    # The server may have closed connections that were idle during the garbage collection.
-                    await slots.connect()
-                    if not slots.aborted:
-                        began_s = time.process_time()
-                        self._window = await slots.run("measured", measured)
-                        self._cpu_s = time.process_time() - began_s
-        finally:
-            self._reconnects, self._aborted = slots.reconnects, slots.aborted
-            await slots.close()
+                began_s = time.process_time()
+                window = await slots.run("measured", requests[warmups:])
+                found.cpu_s = time.process_time() - began_s
+                found.ended, found.late_ns = window.ended, window.late_ns
+    found.reconnects, found.aborted = slots.reconnects, slots.aborted
+    return found
 
-    def _samples(self, exchanges: Sequence[Exchange]) -> tuple[RequestSample, ...]:
-        return tuple(_sample(exchange, self._store) for exchange in exchanges)
 
-    def _stop(self, error: BaseException) -> None:
-        self._stopped_by = self._stopped_by or error
-        if self._task is not None:
-            self._task.cancel()
-
-    def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        error = context.get("exception")
-        # Connections handle errors of the network themselves; any other exception is a bug and ends the run.
-        if not isinstance(error, OSError):
-            self._stop(error if isinstance(error, BaseException) else RuntimeError(str(context.get("message"))))
+def _samples(exchanges: Sequence[Exchange], store: RecordingStore) -> tuple[RequestSample, ...]:
+    return tuple(_sample(exchange, store) for exchange in exchanges)
 
 
 def _sample(exchange: Exchange, store: RecordingStore) -> RequestSample:
@@ -189,12 +148,13 @@ def _sample(exchange: Exchange, store: RecordingStore) -> RequestSample:
     )
 
 
-def outcome_of(reply: Reply, ending: Ending, note: str, input_tokens: int, output_tokens: int) -> tuple[Outcome, str]:
+def outcome_of(reply: Reply, ending: Outcome, note: str, input_tokens: int, output_tokens: int) -> tuple[Outcome, str]:
     """How a request ended, with the cause of a failure in one line.
 
     An error that the server reported takes precedence over the way the connection ended: an error event that is
     followed by a reset is a stream error.
 
+    :param ending: How the reading of the response ended; see `Recording`.
     :param note: What the recording says of its ending.
     :param input_tokens: Tokens of the prompt. It was sent as ids, so `usage` must count as many.
     :param output_tokens: Tokens that were asked for.
@@ -205,18 +165,9 @@ def outcome_of(reply: Reply, ending: Ending, note: str, input_tokens: int, outpu
         return Outcome.STREAM_ERROR, f"error after {_events(reply)}: {reply.error}"
     if reply.malformed is not None:
         return Outcome.MALFORMED, reply.malformed
-    if ending is not Ending.COMPLETE:
-        return _BROKEN[ending], f"{note or ending.name.lower()} after {_events(reply)}"
+    if ending is not Outcome.OK:
+        return ending, f"{note} after {_events(reply)}"
     return _outcome_of_complete(reply, input_tokens, output_tokens)
-
-
-_BROKEN = {
-    Ending.EOF: Outcome.TRUNCATED,
-    Ending.LOST: Outcome.CONNECTION_LOST,
-    Ending.NOT_HTTP: Outcome.MALFORMED,
-    Ending.IDLE: Outcome.TIMED_OUT,
-    Ending.DEADLINE: Outcome.TIMED_OUT,
-}
 
 
 def _outcome_of_complete(reply: Reply, input_tokens: int, output_tokens: int) -> tuple[Outcome, str]:

@@ -1,4 +1,4 @@
-"""The prompts of a session: token ids that no prefix cache has seen before.
+"""The prompts of a session, unknown to any prefix cache, and their requests.
 
 A prompt is a run of consecutive ids, (start + j) mod V, so its start determines all of it. Starts are drawn once for
 the whole session, without replacement, and assigned to the points in sweep order. A point that is run alone, or
@@ -8,10 +8,12 @@ resumed, gets the same prompts as within the sweep.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -101,14 +103,13 @@ class PromptPlan:
             raise ValueError(f"{point.id} is not a point of this session; it has {', '.join(p.id for p in points)}")
         place = points.index(point)
         offset = sum(_count(self.config, earlier) for earlier in points[:place])
-        count = _count(self.config, point)
+        pairs = self.pairs[offset : offset + _count(self.config, point)]
         # Each point has its own generator, so its lengths do not depend on the points before it.
         random = np.random.default_rng((self.config.prompt_seed, _LENGTHS, place))
         low_in, low_out = (_shortest(self.config, length) for length in (point.isl, point.osl))
-        inputs = random.integers(low_in, point.isl, size=count, endpoint=True)
-        outputs = random.integers(low_out, point.osl, size=count, endpoint=True)
-        rows = np.column_stack((self.pairs[offset : offset + count], inputs, outputs)).tolist()
-        prompts = tuple(Prompt(*row) for row in rows)
+        inputs = random.integers(low_in, point.isl, size=len(pairs), endpoint=True)
+        outputs = random.integers(low_out, point.osl, size=len(pairs), endpoint=True)
+        prompts = tuple(Prompt(*row) for row in np.column_stack((pairs, inputs, outputs)).tolist())
         warmups = self.config.num_warmups_at(point)
         return PointPrompts(prompts[:warmups], prompts[warmups:], self.vocab_size)
 
@@ -152,20 +153,25 @@ def plan_prompts(config: SweepConfig, vocab_size: int) -> PromptPlan:
     if total <= vocab_size:
         firsts = random.choice(vocab_size, total, replace=False)
         return PromptPlan(config, config.points, vocab_size, np.column_stack((firsts, (firsts + 1) % vocab_size)))
+    _require_pairs(config, [scenario.isl for scenario in config.scenarios], total, vocab_size)
+    pairs = random.choice(vocab_size**2, total, replace=False)
+    return PromptPlan(config, config.points, vocab_size, np.column_stack((pairs // vocab_size, pairs % vocab_size)))
+
+
+def _require_pairs(config: SweepConfig, isls: Iterable[int], total: int, vocab_size: int) -> None:
+    """Check that `total` prompts can differ in their first two ids."""
     if total > vocab_size**2:
         raise ValueError(
             f"{total} prompts need as many different pairs of first ids, but a vocabulary of {vocab_size} tokens "
             f"has only {vocab_size**2} pairs; measure fewer points or prompts in one session"
         )
-    for scenario in config.scenarios:
-        if _shortest(config, scenario.isl) < 2:
+    for isl in isls:
+        if _shortest(config, isl) < 2:
             raise ValueError(
-                f"ISL {scenario.isl} at range ratio {config.random_range_ratio:g} allows prompts of 1 token, but "
+                f"ISL {isl} at range ratio {config.random_range_ratio:g} allows prompts of 1 token, but "
                 f"{total} prompts from a vocabulary of {vocab_size} tokens differ only in their first two tokens; "
                 "set a longer ISL or fewer prompts"
             )
-    pairs = random.choice(vocab_size**2, total, replace=False)
-    return PromptPlan(config, config.points, vocab_size, np.column_stack((pairs // vocab_size, pairs % vocab_size)))
 
 
 def _count(config: SweepConfig, point: Point) -> int:
@@ -174,3 +180,57 @@ def _count(config: SweepConfig, point: Point) -> int:
 
 def _shortest(config: SweepConfig, length: int) -> int:
     return max(1, math.floor(config.random_range_ratio * length))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, ready to be written.
+
+    :param buffers: The bytes of the request, in order.
+    :param input_tokens: Length of its prompt.
+    :param output_tokens: Tokens that it asks for.
+    """
+
+    buffers: tuple[bytes | memoryview, ...]
+    input_tokens: int
+    output_tokens: int
+
+
+def render_requests(path: str, host: str, model: str, prompts: PointPrompts) -> list[Request]:
+    """Render one HTTP/1.1 request per prompt, warm-ups first.
+
+    Requests are greedy, streamed, and for the full output length. Prompts are runs of consecutive ids, so every prompt
+    is a slice of one text, "0,1,2,…", which all requests share. A request is three buffers (head, slice, tail) for one
+    gathering write (`writev`): sending it is one system call and copies nothing.
+
+    :param path: Path of the completions endpoint.
+    :param host: The Host header.
+    :param model: Name of the served model.
+    """
+    longest = max((prompt.input_tokens for prompt in prompts), default=0)
+    numbers = [b"%d" % (number % prompts.vocab_size) for number in range(prompts.vocab_size + longest)]
+    # Where each number begins in the text, and the text's end.
+    places = list(accumulate((len(number) + 1 for number in numbers), initial=0))
+    text = memoryview(b",".join(numbers))
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n"
+        "User-Agent: pytest-dsr1\r\nContent-Type: application/json\r\nContent-Length: "
+    ).encode()
+    opening = f'{{"model":{json.dumps(model)},"prompt":['.encode()
+    tails = {
+        tokens: (
+            f'],"max_tokens":{tokens},"temperature":0,"ignore_eos":true,"stream":true,'
+            '"stream_options":{"include_usage":true}}'
+        ).encode()
+        for tokens in {prompt.output_tokens for prompt in prompts}
+    }
+    requests = []
+    for prompt in prompts:
+        start, end = places[prompt.second], places[prompt.second + prompt.input_tokens - 1] - 1
+        run = text[start : max(start, end)]
+        first = b"%d," % prompt.first if len(run) else b"%d" % prompt.first
+        tail = tails[prompt.output_tokens]
+        size = len(opening) + len(first) + len(run) + len(tail)
+        buffers = (b"%b%d\r\n\r\n%b%b" % (head, size, opening, first), run, tail)
+        requests.append(Request(buffers, prompt.input_tokens, prompt.output_tokens))
+    return requests

@@ -13,34 +13,18 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import IO
+
+from pytest_dsr1.core.samples import Outcome
 
 #: Bytes of finished recordings that are kept in memory.
 MEMORY_BOUND = 256 << 20
-#: Reads per gathering write, which then takes about 0.2 ms. Linux allows 1,024 (IOV_MAX).
+#: Reads per write, which then takes about 0.2 ms.
 _READS_PER_WRITE = 512
 #: Each tick makes one more write for every so many bytes beyond the bound.
 _BYTES_PER_EXTRA_WRITE = 4 << 20
 #: Recordings that one tick accounts for; CONC requests may have ended since the last tick.
 _INTAKE = 8
-
-
-class Ending(Enum):
-    """How the reading of a response ended."""
-
-    COMPLETE = auto()
-    """By its HTTP framing, or by the end of the connection if it has no framing."""
-    EOF = auto()
-    """The server closed the connection before the response was complete."""
-    LOST = auto()
-    """The connection was reset, or its socket had an error."""
-    NOT_HTTP = auto()
-    """The bytes are not an HTTP/1.1 response."""
-    IDLE = auto()
-    """The client gave up: no byte arrived for too long."""
-    DEADLINE = auto()
-    """The client gave up: the response was not complete in time."""
 
 
 @dataclass(slots=True)
@@ -49,13 +33,14 @@ class Recording:
 
     :param reads: Bytes of each read from the socket, HTTP framing included; empty after they were moved to a file.
     :param stamps: Time of each read, in ns of the performance counter.
-    :param ending: None while the response is being read.
+    :param ending: How the reading ended: OK by the response's HTTP framing, or by the end of the connection if it has
+        no framing. None while the response is being read.
     :param note: Message of the operating system or the parser about the ending.
     """
 
     reads: list[bytes] = field(default_factory=list)
     stamps: array[int] = field(default_factory=lambda: array("q"))
-    ending: Ending | None = None
+    ending: Outcome | None = None
     note: str = ""
     moved: tuple[int, array[int]] | None = None
     """Offset in the file and the size of each read, if the reads were moved there."""
@@ -121,8 +106,15 @@ class RecordingStore:
     def _move_on(self) -> None:
         """Write a part of the oldest recording; drop it from memory after the last part."""
         recording, size = self._held[0]
+        # Empty if the recording was parsed before it was moved.
         batch = recording.reads[self._written : self._written + _READS_PER_WRITE]
-        self._write(batch)
+        if self._file is None:
+            # Unbuffered: the reads use the descriptor, not the file object.
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close()
+        data = memoryview(b"".join(batch))
+        self._end += len(data)
+        while data:
+            data = data[self._file.write(data) :]
         self._written += len(batch)
         if self._written < len(recording.reads):
             return
@@ -131,18 +123,3 @@ class RecordingStore:
         self._start, self._written = self._end, 0
         self._held.popleft()
         self._held_bytes -= size
-
-    def _write(self, buffers: Sequence[bytes]) -> None:
-        if not buffers:
-            # The recording was parsed, and emptied, before it was moved.
-            return
-        if self._file is None:
-            # Unbuffered: the writes use the descriptor, not the file object.
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close()
-        size = sum(map(len, buffers))
-        written = os.writev(self._file.fileno(), buffers)
-        if written < size:
-            rest = memoryview(b"".join(buffers))[written:]
-            while rest:
-                rest = rest[os.write(self._file.fileno(), rest) :]
-        self._end += size

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Literal, TypeAlias
 
+from pytest_dsr1.core.config import LoadLimits, Point
+from pytest_dsr1.core.samples import Outcome
 from pytest_dsr1.load.client import Connection, Dialer
-from pytest_dsr1.load.loop import start_ticker
-from pytest_dsr1.load.recording import Ending, Recording, RecordingStore
-from pytest_dsr1.load.requests import Request
+from pytest_dsr1.load.loop import Ticker
+from pytest_dsr1.load.prompts import Request
+from pytest_dsr1.load.recording import Recording, RecordingStore
 
 PhaseName: TypeAlias = Literal["warm-up", "measured"]
 
@@ -64,7 +66,7 @@ class Exchange:
     @property
     def failed(self) -> bool:
         """Whether the request failed, as far as is known without parsing the stream."""
-        return self.status != 200 or self.recording.ending is not Ending.COMPLETE
+        return self.status != 200 or self.recording.ending is not Outcome.OK
 
 
 class _Slot:
@@ -77,8 +79,12 @@ class _Slot:
         self.ended_ns = 0
 
 
-class _Phase:
-    """The state of a phase: requests to be sent, and requests that have ended."""
+class Phase:
+    """A phase: requests to be sent, and requests that have ended.
+
+    :ivar ended: In the order of their ends; in the order of sending when the phase is over.
+    :ivar late_ns: The delay of each tick.
+    """
 
     def __init__(self, name: PhaseName, requests: Sequence[Request], over: asyncio.Future[None]) -> None:
         self.name = name
@@ -92,14 +98,6 @@ class _Phase:
         self.over = over
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseRun:
-    """Requests of a phase that ended, in order of sending, and the ticks' delays."""
-
-    ended: Sequence[Exchange]
-    late_ns: Sequence[int]
-
-
 class Slots:
     """The slots of one point.
 
@@ -110,12 +108,11 @@ class Slots:
     def __init__(
         self,
         dialer: Dialer,
-        count: int,
-        *,
-        idle_timeout_s: float,
-        request_timeout_s: float,
-        max_failures: int,
+        point: Point,
+        limits: LoadLimits,
         store: RecordingStore,
+        *,
+        max_failures: int,
         on_progress: Callable[[LoadProgress], None] | None,
         on_error: Callable[[BaseException], None],
     ) -> None:
@@ -124,16 +121,16 @@ class Slots:
         """Why the run gave up; empty while it has not."""
         self._loop = asyncio.get_running_loop()
         self._dialer = dialer
-        self._slots = [_Slot(number) for number in range(count)]
-        self._idle_timeout_s, self._request_timeout_s = idle_timeout_s, request_timeout_s
-        self._check_ns = min(DEADLINE_CHECK_NS, int(min(idle_timeout_s, request_timeout_s) * 1e9 / 20))
+        self._slots = [_Slot(number) for number in range(point.conc)]
+        self._idle_timeout_s, self._request_timeout_s = limits.idle_timeout_s, limits.request_timeout_for(point.osl)
+        self._check_ns = min(DEADLINE_CHECK_NS, int(min(self._idle_timeout_s, self._request_timeout_s) * 1e9 / 20))
         self._checked_ns = 0
         self._max_failures = max_failures
         self._failures = 0
         self._store = store
         self._on_progress = on_progress
         self._on_error = on_error
-        self._phase: _Phase | None = None
+        self._phase: Phase | None = None
         self._dialling: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> None:
@@ -147,13 +144,13 @@ class Slots:
         if not self.aborted:
             await asyncio.gather(*(self._dial(slot) for slot in bare[1:]))
 
-    async def run(self, name: PhaseName, requests: Sequence[Request]) -> PhaseRun:
+    async def run(self, name: PhaseName, requests: Sequence[Request]) -> Phase:
         """Send all requests, CONC at a time, and wait until all have ended.
 
         A slot sends its next request as soon as its previous one has ended.
         """
-        phase = self._phase = _Phase(name, requests, self._loop.create_future())
-        ticker = start_ticker(self._loop, TICK_NS, self._tick)
+        phase = self._phase = Phase(name, requests, self._loop.create_future())
+        ticker = Ticker(self._loop, TICK_NS, self._tick)
         try:
             for slot in self._slots:
                 slot.ended_ns = 0
@@ -163,7 +160,8 @@ class Slots:
             ticker.stop()
             self._phase = None
         self._tell(phase, perf_counter_ns())
-        return PhaseRun(sorted(phase.ended, key=lambda exchange: exchange.index), phase.late_ns)
+        phase.ended.sort(key=lambda exchange: exchange.index)
+        return phase
 
     async def close(self) -> None:
         """Drop every connection and the requests in flight."""
@@ -183,7 +181,7 @@ class Slots:
 
     # The hot path
 
-    def _send_next(self, slot: _Slot, phase: _Phase) -> None:
+    def _send_next(self, slot: _Slot, phase: Phase) -> None:
         index, request = next(phase.queue, (-1, None))
         if request is None or self.aborted:
             slot.exchange = None
@@ -201,7 +199,12 @@ class Slots:
         if exchange is None or phase is None or connection is None:
             return
         recording = exchange.recording
-        if recording.ending is Ending.LOST and not recording.reads and connection.served > 1 and not exchange.retried:
+        if (
+            recording.ending is Outcome.CONNECTION_LOST
+            and not recording.reads
+            and connection.served > 1
+            and not exchange.retried
+        ):
             # HTTP allows a server to close a kept-alive connection at any time, also while a request is being sent.
             exchange.retried = True
             recording.ending, recording.note = None, ""
@@ -272,26 +275,23 @@ class Slots:
         except Exception as error:  # the loop would only log it, and the run would go on without this tick
             self._on_error(error)
 
-    def _check_deadlines(self, phase: _Phase, now: int) -> None:
+    def _check_deadlines(self, phase: Phase, now: int) -> None:
         in_flight = [(slot, one) for slot in self._slots if (one := slot.exchange) is not None and one.sent_ns]
-        idle, late = [], []
+        overdue, idle = [], 0
         for slot, exchange in in_flight:
             stamps, sent_ns = exchange.recording.stamps, exchange.sent_ns
             if now - (stamps[-1] if stamps else sent_ns) > self._idle_timeout_s * 1e9:
-                idle.append(slot)
+                idle += 1
+                overdue.append((slot.connection, f"no byte for {self._idle_timeout_s:g} s"))
             elif now - sent_ns > self._request_timeout_s * 1e9:
-                late.append(slot)
-        unsent = phase.total - len(phase.ended) - len(in_flight)
-        if unsent > 0 and len(idle) == len(in_flight):
+                overdue.append((slot.connection, f"not complete within {self._request_timeout_s:g} s"))
+        if phase.total > len(phase.ended) + len(in_flight) and idle == len(in_flight):
             self.give_up(f"no byte on any connection for {self._idle_timeout_s:g} s")
-        for slot in idle:
-            if slot.connection is not None:
-                slot.connection.give_up(Ending.IDLE, f"no byte for {self._idle_timeout_s:g} s")
-        for slot in late:
-            if slot.connection is not None:
-                slot.connection.give_up(Ending.DEADLINE, f"not complete within {self._request_timeout_s:g} s")
+        for connection, note in overdue:
+            if connection is not None:
+                connection.give_up(Outcome.TIMED_OUT, note)
 
-    def _tell(self, phase: _Phase, now: int) -> None:
+    def _tell(self, phase: Phase, now: int) -> None:
         if self._on_progress is None:
             return
         in_flight = (slot.exchange for slot in self._slots if slot.exchange is not None)

@@ -118,21 +118,17 @@ def split_events(body: bytes) -> tuple[Events, bytes]:
 
     Comments and events without data are left out.
     """
-    events = Events()
     start = len(_BOM) if body.startswith(_BOM) else 0
-    if b"\r" in body:
-        for blank in _BLANK_LINE.finditer(body, start):
-            events.add(body[start : blank.start()], blank.end())
-            start = blank.end()
-        return events, body[start:]
     *blocks, rest = body[start:].split(b"\n\n")
-    ends = list(accumulate((len(block) + 2 for block in blocks), initial=start))[1:]
-    if body.count(b"\n") == 2 * len(blocks) and all(block.startswith(b"data: ") for block in blocks):
+    if body.count(b"\n") == 2 * len(blocks) and b"\r" not in body and all(one.startswith(b"data: ") for one in blocks):
         # Nearly all streams look like this: each event is a single data line.
-        return Events([block[6:] for block in blocks], ends), rest
-    for block, end in zip(blocks, ends, strict=True):
-        events.add(block, end)
-    return events, rest
+        ends = accumulate((len(block) + 2 for block in blocks), initial=start)
+        return Events([block[6:] for block in blocks], list(ends)[1:]), rest
+    events = Events()
+    for blank in _BLANK_LINE.finditer(body, start):
+        events.add(body[start : blank.start()], blank.end())
+        start = blank.end()
+    return events, body[start:]
 
 
 def _data_of(block: bytes) -> tuple[bytes | None, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -13,18 +13,24 @@ import urllib3
 
 from pytest_dsr1.core.server import is_loopback
 from pytest_dsr1.core.text import one_line
-from pytest_dsr1.submit.events import Delivery, EventParser, SubmissionState, delivery_of, error_detail, is_html
-from pytest_dsr1.submit.schema import API_NAME
+from pytest_dsr1.submit.events import (
+    Delivery,
+    SubmissionState,
+    delivery_of,
+    error_detail,
+    is_html,
+    parse_events,
+    parsed,
+)
+from pytest_dsr1.submit.schema import API_NAME, Row
 
 CONNECT_TIMEOUT_S = 10.0
 #: Longest time without a byte. Gradio sends a heartbeat every 15 s.
 READ_TIMEOUT_S = 30.0
-#: Time for the outcome of a row that was received, even if the deadline is nearer.
+#: Time for the answer to a row that was sent, and for its outcome, even if the deadline is nearer.
 OUTCOME_S = 30.0
 #: Pause before the second attempt, doubled before each further one; and the longest pause.
 BACK_OFF_S = (0.5, 15.0)
-#: Longest body in bytes; the /config of a real app has some hundred thousand.
-MAX_BODY = 16 * 2**20
 #: Characters of an answer that a message quotes.
 MAX_ANSWER = 300
 #: The handler did not run: the queue is full, the Space sleeps or is being built, or it limits the rate of requests.
@@ -32,6 +38,9 @@ _TRANSIENT = frozenset({404, 408, 425, 429, 503})
 #: A proxy had no answer from the app. After a POST, the app may have received it.
 _GATEWAY = frozenset({502, 504})
 _LOGIN = frozenset({401, 403})
+_AS_IF_ASLEEP = "like a Space that sleeps or is being built"
+#: All that a request can raise. Bodies are read from urllib3, whose errors requests does not translate there.
+_TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 
 
 class LeaderboardError(Exception):
@@ -84,30 +93,28 @@ class Leaderboard:
         endpoints = self._get_json(f"{self._api_prefix}/info", deadline).get("named_endpoints")
         if not isinstance(endpoints, dict) or f"/{API_NAME}" not in endpoints:
             found = ", ".join(map(str, endpoints)) if isinstance(endpoints, dict) and endpoints else "none"
-            raise LeaderboardError(self._shortened(f"{self.url} has no endpoint /{API_NAME}; it has {found}"))
+            raise self._error(f"has no endpoint /{API_NAME}; it has {found}")
         try:
             return tuple(str(one["label"]) for one in endpoints[f"/{API_NAME}"]["parameters"])
         except (KeyError, TypeError):
-            raise LeaderboardError(f"{self.url}: /info does not list the labels of the inputs") from None
+            raise self._error("does not list the labels of its inputs in /info") from None
 
     def _get_json(self, path: str, deadline: float) -> Mapping[str, Any]:
         try:
             with self._request("GET", path, deadline) as response:
-                status, body = response.status_code, _body(response, deadline)
+                status, body = response.status_code, b"".join(_chunks(response, deadline))
         except _TRANSPORT_ERRORS as error:
-            raise LeaderboardError(f"{self.url} cannot be asked ({_name_of(error)})", transient=True) from None
+            raise self._error(f"cannot be reached ({_name_of(error)})", transient=True) from None
         # A private Space answers 404 to whoever has no token.
         if status in _LOGIN | {404} and self._token and not self._uses_token:
             self._uses_token = True
             return self._get_json(path, deadline)
         if status != 200:
             raise self._not_received(response, body)
-        try:
-            found = json.loads(body)
-        except ValueError:
-            found = None
+        found = parsed(body)
         if not isinstance(found, dict):
-            raise self._not_ready("HTML" if is_html(body) else "something that is no JSON object")
+            what = "HTML" if is_html(body) else "something that is no JSON object"
+            raise self._error(f"answers with {what}, {_AS_IF_ASLEEP}", transient=True)
         return found
 
     def _not_received(self, response: requests.Response, body: bytes) -> LeaderboardError:
@@ -115,43 +122,47 @@ class Leaderboard:
         status = response.status_code
         if 300 <= status < 400:
             target = urlsplit(response.headers.get("Location", "")).hostname or "another page"
-            return LeaderboardError(self._shortened(f"{self.url} redirects to {target}; type the URL where it ends"))
+            return self._error(f"redirects to {target}; type the URL where it ends")
         if status in _LOGIN:
             hint = "HF_TOKEN was not accepted" if self._uses_token else "a private Space needs HF_TOKEN"
-            return LeaderboardError(f"{self.url} requires a login (HTTP {status}); {hint}")
-        message = self._shortened(f"{self.url} answered HTTP {status}: {error_detail(body)}")
-        return LeaderboardError(message, transient=status in _TRANSIENT | _GATEWAY)
+            return self._error(f"requires a login (HTTP {status}); {hint}")
+        is_transient = status in _TRANSIENT | _GATEWAY
+        return self._error(f"answered HTTP {status}: {error_detail(body)}", transient=is_transient)
 
-    def _not_ready(self, what: str) -> LeaderboardError:
-        message = f"{self.url} answers with {what}, like a Space that sleeps or is being built"
-        return LeaderboardError(message, transient=True)
+    def _error(self, fact: str, *, transient: bool = False) -> LeaderboardError:
+        return LeaderboardError(self._shortened(f"{self.url} {fact}"), transient=transient)
 
-    def submit(self, data: Sequence[object], timeout_s: float, log: Callable[[SubmissionState, str], None]) -> Delivery:
+    def submit(self, data: Row, timeout_s: float) -> Iterator[Delivery]:
         """Send one row and wait for its outcome. Call `labels` first.
 
-        :param timeout_s: For everything together; waiting for the outcome may take `OUTCOME_S` longer.
-        :param log: Called with SENDING before each attempt, and with PENDING after one that was not received.
-        """
-        content = json.dumps({"data": list(data)}, allow_nan=False).encode()
-        deadline, why = time.monotonic() + timeout_s, ""
-        for _ in _attempts(deadline):
-            log(SubmissionState.SENDING, "")
-            try:
-                posted = self._post(content, deadline)
-            except LeaderboardError as error:
-                why = str(error)
-                log(SubmissionState.PENDING, why)
-                if not error.transient:
-                    break
-                continue
-            if isinstance(posted, Delivery):
-                return posted
-            # The row was received. Even if that took most of the time, its outcome is worth waiting for.
-            return self._wait(posted, max(deadline, time.monotonic() + min(timeout_s, OUTCOME_S)))
-        return Delivery(SubmissionState.PENDING, why)
+        Yields every change of its state: SENDING before each attempt, PENDING after one that was not received. The last
+        one is the outcome.
 
-    def _post(self, content: bytes, deadline: float) -> str | Delivery:
-        """Send once. Returns the event's id, or the Delivery if that is known already.
+        :param timeout_s: For all attempts together. A request that begins in time gets up to `OUTCOME_S` for its
+            answer, even if that takes longer: without an answer it would be unknown whether the row arrived.
+        """
+        content = json.dumps({"data": data}, allow_nan=False).encode()
+        deadline = time.monotonic() + timeout_s
+
+        def extended() -> float:
+            return max(deadline, time.monotonic() + min(timeout_s, OUTCOME_S))
+
+        for _ in _attempts(deadline):
+            yield Delivery(SubmissionState.SENDING)
+            try:
+                posted = self._post(content, extended())
+            except LeaderboardError as error:
+                yield Delivery(SubmissionState.PENDING, str(error))
+                if not error.transient:
+                    return
+                continue
+            if posted.state is SubmissionState.SENDING:
+                posted = self._wait(posted.event_id, extended())
+            yield posted
+            return
+
+    def _post(self, content: bytes, deadline: float) -> Delivery:
+        """Send once; SENDING, with the event's id, if the outcome has to be asked for.
 
         :raises LeaderboardError: The row was certainly not received.
         """
@@ -159,11 +170,10 @@ class Leaderboard:
         try:
             with self._request("POST", f"{self._api_prefix}/call/{API_NAME}", deadline, content) as response:
                 status = response.status_code
-                body = _body(response, deadline)
+                body = b"".join(_chunks(response, deadline))
         except _TRANSPORT_ERRORS as error:
-            if isinstance(error, _NotSentError) or _never_connected(error):
-                message = f"{self.url} cannot be reached ({_name_of(error)})"
-                raise LeaderboardError(message, transient=True) from None
+            if _never_connected(error):
+                raise self._error(f"cannot be reached ({_name_of(error)})", transient=True) from None
             if status is None or status == 200:
                 message = f"the connection was lost after the row was sent ({_name_of(error)})"
                 return Delivery(SubmissionState.UNKNOWN, message)
@@ -175,41 +185,36 @@ class Leaderboard:
             raise self._not_received(response, body)
         if status != 200:
             return Delivery(SubmissionState.REFUSED, self._shortened(f"HTTP {status}: {error_detail(body)}"))
-        try:
-            return str(json.loads(body)["event_id"])
-        except (ValueError, KeyError, TypeError):
-            if is_html(body):
-                raise self._not_ready("HTML") from None
-            message = f"the leaderboard's answer has no event_id: {error_detail(body)}"
-            return Delivery(SubmissionState.UNKNOWN, self._shortened(message))
+        answer = parsed(body)
+        if isinstance(answer, dict) and "event_id" in answer:
+            return Delivery(SubmissionState.SENDING, event_id=self._shortened(str(answer["event_id"])))
+        if is_html(body):
+            raise self._error(f"answers with HTML, {_AS_IF_ASLEEP}", transient=True)
+        message = f"the leaderboard's answer has no event_id: {error_detail(body)}"
+        return Delivery(SubmissionState.UNKNOWN, self._shortened(message))
 
     def _wait(self, event_id: str, deadline: float) -> Delivery:
         """Read the outcome. There is one GET only, because Gradio reports an outcome once."""
-        shown_id = self._shortened(event_id)
-
-        def unknown(message: str) -> Delivery:
-            return Delivery(SubmissionState.UNKNOWN, message, shown_id)
-
-        parser = EventParser()
         try:
-            path = f"{self._api_prefix}/call/{API_NAME}/{quote(shown_id, safe='')}"
+            path = f"{self._api_prefix}/call/{API_NAME}/{quote(event_id, safe='')}"
             with self._request("GET", path, deadline) as response:
-                if response.status_code != 200:
-                    return unknown(f"asked for the outcome, the leaderboard answered HTTP {response.status_code}")
-                for chunk in _chunks(response, deadline):
-                    for name, data in parser.feed(chunk):
+                if response.status_code == 200:
+                    for name, data in parse_events(_chunks(response, deadline)):
                         if (found := delivery_of(name, data)) is not None:
-                            return Delivery(found.state, self._shortened(found.message), shown_id)
-        except _LimitError:
-            return unknown("no outcome before the deadline")
+                            return Delivery(found.state, self._shortened(found.message), event_id)
+                    message = "the connection was closed without an outcome"
+                else:
+                    message = f"asked for the outcome, the leaderboard answered HTTP {response.status_code}"
+        except (TimeoutError, LeaderboardError):
+            message = "no outcome before the deadline"
         except _TRANSPORT_ERRORS as error:
-            return unknown(f"the connection was lost while waiting for the outcome ({_name_of(error)})")
-        return unknown("the connection was closed without an outcome")
+            message = f"the connection was lost while waiting for the outcome ({_name_of(error)})"
+        return Delivery(SubmissionState.UNKNOWN, message, event_id)
 
     def _request(self, method: str, path: str, deadline: float, content: bytes | None = None) -> requests.Response:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise _NotSentError
+            raise self._error("cannot be reached before the deadline", transient=True)
         # A new connection for each request: on a reused one, a lost connection does not say whether a POST was sent.
         with requests.Session() as session:
             session.trust_env = not is_loopback(self.url)
@@ -239,41 +244,20 @@ class Leaderboard:
         return text if len(text) <= MAX_ANSWER else f"{text[:MAX_ANSWER]}…"
 
 
-class _LimitError(Exception):
-    """The deadline has passed, or a body is longer than MAX_BODY."""
-
-
-class _NotSentError(_LimitError):
-    """The deadline had passed before anything was sent."""
-
-
-#: All that a request can raise. Bodies are read from urllib3, whose errors requests does not translate there.
-_TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, _LimitError)
-
-
 def _chunks(response: requests.Response, deadline: float) -> Iterator[bytes]:
     """A body as it arrives; `iter_content` would wait until a chunk is full.
 
-    :raises _LimitError: The deadline has passed; bytes that keep arriving do not extend it.
+    :raises TimeoutError: The deadline has passed; bytes that keep arriving do not extend it.
     """
     while chunk := response.raw.read1(65536, decode_content=True):
         yield chunk
         if time.monotonic() > deadline:
-            raise _LimitError
-
-
-def _body(response: requests.Response, deadline: float) -> bytes:
-    body = b""
-    for chunk in _chunks(response, deadline):
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise _LimitError
-    return body
+            raise TimeoutError
 
 
 def _name_of(error: Exception) -> str:
     """An error's name, because its text may contain URLs, headers and addresses."""
-    return "it took too long" if isinstance(error, _LimitError) else type(error).__name__
+    return "it took too long" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 def _never_connected(error: Exception) -> bool:

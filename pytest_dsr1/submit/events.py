@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from typing import Any
 
 import msgspec
-
-#: Bytes of an error's body that a message may quote, if it is no JSON.
-MAX_DETAIL = 1200
 
 
 class SubmissionState(StrEnum):
@@ -61,18 +59,16 @@ class Delivery(msgspec.Struct, frozen=True):
         return f"pending: {self.message}"
 
 
-class EventParser:
-    """Parses a stream that arrives in pieces of any size.
+def parse_events(chunks: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """The events of a stream: name, and data lines joined by line feeds.
 
     Lines end with LF or CRLF. An event ends with an empty line; one that is cut off before it is dropped.
+
+    :param chunks: The stream in pieces of any size.
     """
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
-        """The events that `chunk` completes: name, and data lines joined by line feeds."""
-        *blocks, self._rest = re.split(rb"\r?\n\r?\n", self._rest + chunk)
+    rest = b""
+    for chunk in chunks:
+        *blocks, rest = re.split(rb"\r?\n\r?\n", rest + chunk)
         for block in blocks:
             lines = re.split(r"\r?\n", block.decode("utf-8", "replace"))
             fields = [(key, value.removeprefix(" ")) for key, _, value in (line.partition(":") for line in lines)]
@@ -84,34 +80,30 @@ class EventParser:
 
 def delivery_of(name: str, data: str) -> Delivery | None:
     """The outcome that an event reports; None if it reports none, like a heartbeat."""
+    said = parsed(data)
     if name == "complete":
-        return Delivery(SubmissionState.ACCEPTED, _first_output(data))
+        # The handler's first output is its answer.
+        answer = said[0] if isinstance(said, list) and said else ""
+        return Delivery(SubmissionState.ACCEPTED, answer if isinstance(answer, str) else "")
     if name != "error":
         return None
-    try:
-        said = json.loads(data)
-    except ValueError:
-        said = data or None
-    if isinstance(said, str):
-        if said.startswith("404"):
-            # The handler may have run: Gradio also forgets an outcome whose transfer failed.
-            message = f"the leaderboard does not know the submission any more ({said})"
-            return Delivery(SubmissionState.UNKNOWN, message)
-        return Delivery(SubmissionState.REFUSED, said)
-    reason = said.get("error") if isinstance(said, dict) else None
+    if isinstance(said, str) and said.startswith("404"):
+        # The handler may have run: Gradio also forgets an outcome whose transfer failed.
+        message = f"the leaderboard does not know the submission any more ({said})"
+        return Delivery(SubmissionState.UNKNOWN, message)
+    reason = said.get("error") if isinstance(said, dict) else said
     if isinstance(reason, str) and reason.strip():
         return Delivery(SubmissionState.REFUSED, reason)
     return Delivery(SubmissionState.REFUSED, "its handler failed and gave no reason")
 
 
-def _first_output(data: str) -> str:
-    """The handler's first output, if it is a string."""
-    try:
-        outputs = json.loads(data)
-    except ValueError:
-        return ""
-    first = outputs[0] if isinstance(outputs, list) and outputs else outputs
-    return first if isinstance(first, str) else ""
+def error_detail(body: bytes) -> str:
+    """What an HTTP error's body says: `detail` of Gradio's JSON, else the body."""
+    if is_html(body):
+        return "a page of HTML"
+    said = parsed(body)
+    detail = said.get("detail", said) if isinstance(said, dict) else said
+    return (detail or "nothing") if isinstance(detail, str) else json.dumps(detail)
 
 
 def is_html(body: bytes) -> bool:
@@ -119,11 +111,9 @@ def is_html(body: bytes) -> bool:
     return body.lstrip()[:1] == b"<"
 
 
-def error_detail(body: bytes) -> str:
-    """What an HTTP error's body says: `detail` of Gradio's JSON, else its beginning."""
+def parsed(text: str | bytes) -> Any:
+    """The JSON in `text`; if it is no JSON, the text itself."""
     try:
-        said = json.loads(body)
+        return json.loads(text)
     except ValueError:
-        return "a page of HTML" if is_html(body) else body[:MAX_DETAIL].decode("utf-8", "replace") or "nothing"
-    detail = said.get("detail", said) if isinstance(said, dict) else said
-    return detail if isinstance(detail, str) else json.dumps(detail)
+        return text if isinstance(text, str) else text.decode("utf-8", "replace")

@@ -20,10 +20,9 @@ from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.server import Served, is_loopback, server_problem
 from pytest_dsr1.options import reading
 from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
-from pytest_dsr1.submit.entry import Objections, own_objections
 from pytest_dsr1.submit.events import SubmissionState
 from pytest_dsr1.submit.schema import B200_FIELDS, SchemaError
-from pytest_dsr1.submit.send import Terms, read_schema, submit_batch
+from pytest_dsr1.submit.send import Objections, Sender, own_objections
 
 #: A session that ended by itself. With any other exit status, the user or an error has interrupted it.
 _ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -70,17 +69,6 @@ def with_hook(config: pytest.Config) -> Objections:
     return objections
 
 
-def _terms(config: SweepConfig, environ: Mapping[str, str], objections: Objections) -> Terms:
-    """Terms without questions: a row that may have arrived is not sent again."""
-    return Terms(
-        reports=config.reports_dir,
-        token=environ.get(TOKEN_VARIABLE, "").strip(),
-        accept_schema=config.accept_schema,
-        timeout_s=config.submit_timeout_s,
-        objections=objections,
-    )
-
-
 class SubmitPlugin:
     """The plugin object of mode submit, in the process that owns the sweep."""
 
@@ -88,7 +76,7 @@ class SubmitPlugin:
         self, sweep: SubmittingSweep, environ: Mapping[str, str], objections: Objections = own_objections
     ) -> None:
         self._sweep = sweep
-        self._terms = _terms(sweep.config, environ, objections)
+        self._sender = _sender(sweep.config, environ, objections)
         self._header: list[str] = []
         self._closing: list[str] = []
 
@@ -112,8 +100,8 @@ class SubmitPlugin:
         if url is None:
             return f"dsr1: nothing to submit to: there is no leaderboard for ISL/OSL {scenario} (--leaderboard-url)"
         try:
-            board = Leaderboard(url, self._terms.token)
-            schema = read_schema(board, self._terms, min(FIRST_LOOK_S, self._terms.timeout_s))
+            board = Leaderboard(url, self._sender.token)
+            schema = self._sender.read_schema(board, min(FIRST_LOOK_S, config.submit_timeout_s))
         except SchemaError as error:
             raise pytest.UsageError(f"{url}: {error}") from None
         except LeaderboardError as error:
@@ -139,27 +127,21 @@ class SubmitPlugin:
             return
         # GPUs are not kept busy while a leaderboard is waited for.
         self._sweep.stop_server()
-        ended = session.exitstatus in _ENDED
+        interrupted = "the session was interrupted"
+        postponed = "" if session.exitstatus in _ENDED else interrupted
         failed = False
-        for place, journal in enumerate(self._sweep.journals):
+        for journal in self._sweep.journals:
             try:
-                failed |= self._submit(journal, ended=ended)
+                failed |= self._submit(journal, postponed)
             except KeyboardInterrupt:
-                session.exitstatus = pytest.ExitCode.INTERRUPTED
-                for rest in self._sweep.journals[place:]:
-                    self._submit(rest, ended=False)
-                return
+                session.exitstatus, postponed = pytest.ExitCode.INTERRUPTED, interrupted
+                self._submit(journal, postponed)
         if failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _submit(self, journal: Journal, *, ended: bool) -> bool:
-        """Send a batch, or only write it to the outbox if the session was interrupted.
-
-        Returns whether anything was not accepted.
-        """
-        postponed = "" if ended else "the session was interrupted"
-        retry = self._sweep.shown(journal.folder)
-        lines, states = _send(journal, self._sweep.config, self._terms, retry, postponed)
+    def _submit(self, journal: Journal, postponed: str) -> bool:
+        """Send a batch; returns whether anything was not accepted."""
+        lines, states = _send(journal, self._sender, self._sweep.shown(journal.folder), postponed)
         self._closing += lines
         return not states <= {SubmissionState.ACCEPTED}
 
@@ -170,21 +152,18 @@ class SubmitPlugin:
             terminalreporter.write_line(line)
 
 
-def _send(
-    journal: Journal, config: SweepConfig, terms: Terms, retry: str, postponed: str = ""
-) -> tuple[list[str], set[SubmissionState]]:
+def _send(journal: Journal, sender: Sender, retry: str, postponed: str = "") -> tuple[list[str], set[SubmissionState]]:
     """Send a batch; returns lines for the terminal, and the states of its points.
 
     :param retry: What to type after `--submit-pending` in order to send the rest.
     :param postponed: Why nothing is sent now; empty to send.
     """
-    url = leaderboard_for(journal.batch.scenario, config.leaderboard_url)
+    url = leaderboard_for(journal.batch.scenario, sender.config.leaderboard_url)
     if url is None:
         line = f"nothing to submit to: there is no leaderboard for ISL/OSL {journal.batch.scenario}"
         journal.note(line)
         return [line], set()
-    assert config.team is not None, "mode submit has a team"
-    deliveries = submit_batch(journal, config.team, url, terms, postponed=postponed)
+    deliveries = sender.submit(journal, url, postponed=postponed)
     if not deliveries:
         return [f"nothing to submit to {url}: no point was measured to its end"], set()
     lines = [f"submission to {url}{_rehearsal(url)}"]
@@ -193,6 +172,11 @@ def _send(
     if states & {SubmissionState.PENDING, SubmissionState.UNKNOWN}:
         lines.append(f"send what is pending with: pytest --submit-pending {retry}")
     return lines, states
+
+
+def _sender(config: SweepConfig, environ: Mapping[str, str], objections: Objections) -> Sender:
+    """A sender that asks no questions: a row that may have arrived is not sent again."""
+    return Sender(config=config, token=environ.get(TOKEN_VARIABLE, "").strip(), objections=objections)
 
 
 def _rehearsal(url: str) -> str:
@@ -223,10 +207,11 @@ def submit_pending(
             raise pytest.UsageError(
                 f"--submit-pending: {journal.folder} was measured in mode {config.mode}; only mode submit can be sent"
             )
+        config = replace(config, reports_dir=journal.folder.parent)
         ask = (lambda _question: True) if asked.get("--yes") else _ask
-        terms = replace(_terms(config, environ, objections), reports=journal.folder.parent, ask=ask)
+        sender = replace(_sender(config, environ, objections), ask=ask)
         elsewhere = f" --leaderboard-url {asked['--leaderboard-url']}" if "--leaderboard-url" in asked else ""
-        lines, states = _send(journal, config, terms, f"{asked['--submit-pending']}{elsewhere}")
+        lines, states = _send(journal, sender, f"{asked['--submit-pending']}{elsewhere}")
     finally:
         journal.unlock()
     print("\n".join(lines))

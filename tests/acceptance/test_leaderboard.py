@@ -30,10 +30,9 @@ from pytest_dsr1.core.result import Result
 from pytest_dsr1.servers.process import holder_of
 from pytest_dsr1.submit import client
 from pytest_dsr1.submit.client import Leaderboard, LeaderboardError
-from pytest_dsr1.submit.entry import make_entry
 from pytest_dsr1.submit.events import SubmissionState as State
-from pytest_dsr1.submit.outbox import Outbox
-from pytest_dsr1.submit.schema import FIELDS_14, IF_KNOWN, LABELS, match_labels
+from pytest_dsr1.submit.schema import FIELDS_14, IF_KNOWN, match_labels, values_of
+from pytest_dsr1.submit.send import Outbox
 from tests.batches import result_fields
 from tests.conftest import ROOT
 from tests.project import Outcome, Project, wait_until
@@ -101,12 +100,12 @@ def stored(database: Path) -> list[dict[str, Any]]:
 # -- Spaces that are not ours ----------------------------------------------------------------------------------------
 
 
-def send(url: str, log: list[State] | None = None, **changed: Any) -> tuple[State, str]:
+def send(url: str, **changed: Any) -> tuple[State, str]:
     board = Leaderboard(url)
     schema = match_labels(board.labels(PATIENCE_S))
-    data = make_entry(Result.from_fields(result_fields(**changed)), 'Team "A" \N{ROCKET}').data(schema)
-    found = board.submit(data, PATIENCE_S, lambda state, _message: None if log is None else log.append(state))
-    return found.state, found.message
+    row = schema.row(values_of(Result.from_fields(result_fields(**changed)), 'Team "A" \N{ROCKET}'))
+    *_, outcome = board.submit(row, PATIENCE_S)
+    return outcome.state, outcome.message
 
 
 @pytest.mark.gradio
@@ -134,9 +133,8 @@ def test_row_is_stored_as_it_was_sent(spaces: str) -> None:
     send(f"{spaces}/fourteen", tput_per_gpu=1017.2612345678902)
     with urllib.request.urlopen(f"{spaces}/rows") as reply:
         rows = json.load(reply)
-    expected = make_entry(
-        Result.from_fields(result_fields(tput_per_gpu=1017.2612345678902)), 'Team "A" \N{ROCKET}'
-    ).values
+    result = Result.from_fields(result_fields(tput_per_gpu=1017.2612345678902))
+    expected = values_of(result, 'Team "A" \N{ROCKET}')
     assert [expected[field] for field in FIELDS_14] in rows
 
 
@@ -158,13 +156,12 @@ def test_full_queue_is_waited_for(spaces: str, monkeypatch: pytest.MonkeyPatch) 
             statuses.append(error.code)
     assert statuses[-1] == 503
 
-    def log(state: State, message: str) -> None:
-        if state is State.PENDING:
-            assert "HTTP 503: Queue is full" in message
+    row = match_labels(labels).row(values_of(Result.from_fields(result_fields(32)), "Team"))
+    for delivery in board.submit(row, PATIENCE_S):
+        if delivery.state is State.PENDING:
+            assert "HTTP 503: Queue is full" in delivery.message
             urllib.request.urlopen(f"{spaces}/release").close()
-
-    data = make_entry(Result.from_fields(result_fields(32)), "Team").data(match_labels(labels))
-    assert board.submit(data, PATIENCE_S, log).state is State.ACCEPTED
+    assert delivery.state is State.ACCEPTED
     with urllib.request.urlopen(f"{spaces}/rows") as reply:
         assert [row[:2] for row in json.load(reply)].count(["Team", 32]) == 1
 
@@ -269,7 +266,7 @@ def test_rehearsal_of_the_reference_engine(project: Project, gradio6_python: str
 
 
 def fourteen_optional() -> Sequence[str]:
-    return [LABELS[field] + ("" if place < 4 else IF_KNOWN) for place, field in enumerate(FIELDS_14)]
+    return [field.label + ("" if place < 4 else IF_KNOWN) for place, field in enumerate(FIELDS_14)]
 
 
 def test_interrupted_session_submits_nothing(project: Project) -> None:
@@ -378,8 +375,8 @@ def test_page_in_a_browser(tmp_path: Path, gradio6_python: str) -> None:
             fields = {name: value for name, value in result_fields().items() if "_ratio_" not in name}
             for conc in (4, 8):
                 row = fields | {"tput_per_gpu": conc * tput, "benchmark_args": result_fields(conc)["benchmark_args"]}
-                data = make_entry(Result.from_fields(row), team).data(schema)
-                assert board.submit(data, PATIENCE_S, lambda *_: None).state is State.ACCEPTED
+                *_, outcome = board.submit(schema.row(values_of(Result.from_fields(row), team)), PATIENCE_S)
+                assert outcome.state is State.ACCEPTED
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
         flags += " --disable-component-update --disable-sync --virtual-time-budget=15000 --window-size=1280,1200"
         page = subprocess.run(

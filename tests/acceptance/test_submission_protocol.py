@@ -11,8 +11,8 @@ import pytest
 from pytest_dsr1.batch.journal import Journal
 from pytest_dsr1.submit import client
 from pytest_dsr1.submit.events import SubmissionState as State
-from pytest_dsr1.submit.outbox import Outbox
 from pytest_dsr1.submit.plugin import submit_pending
+from pytest_dsr1.submit.send import Outbox
 from tests.batches import finished_batch
 from tests.project import Project, wait_until
 from tests.servers.scripted_space import (
@@ -157,7 +157,7 @@ def test_offline_is_pending_and_sent_later(tmp_path: Path) -> None:
         journal = finished_batch(tmp_path, space.url, (8, 4))
     assert send(journal, timeout_s="0.1") == 1
     assert states(journal) == [State.PENDING, State.PENDING]
-    assert "cannot be asked (ConnectionError)" in note(journal, 8)
+    assert "cannot be reached (ConnectionError)" in note(journal, 8)
     with scripted_space() as elsewhere:
         typed = {"--submit-pending": str(journal.folder), "--leaderboard-url": elsewhere.url}
         assert submit_pending(typed, {}, journal.folder) == 0

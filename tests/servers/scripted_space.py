@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from pytest_dsr1.submit.schema import FIELDS_11, LABELS
+from pytest_dsr1.submit.schema import FIELDS_11
 
-SEED_LABELS = tuple(LABELS[field] for field in FIELDS_11)
+SEED_LABELS = tuple(field.label for field in FIELDS_11)
 
 
 @dataclass(frozen=True, kw_only=True)

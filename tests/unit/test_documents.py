@@ -90,13 +90,6 @@ def test_a_limit_makes_a_task_of_its_own() -> None:
     assert TASK.first(None) is TASK
 
 
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_is_at_least_one(limit: int) -> None:
-    """Zero documents have no perplexity."""
-    with pytest.raises(AccuracyError, match=f"--accuracy-limit must be at least 1, got {limit}"):
-        TASK.first(limit)
-
-
 def test_a_shorter_context_makes_a_task_of_its_own() -> None:
     """Shorter windows score worse, so the baseline of longer ones does not fit."""
     assert TASK.within(512) == AccuracyTask("t@512", TASK.documents, max_length=512)

@@ -16,8 +16,7 @@ from pytest_dsr1.core.result import Result
 from pytest_dsr1.leaderboard.__main__ import main
 from pytest_dsr1.leaderboard.scoring import Row, place, scores, standings
 from pytest_dsr1.leaderboard.store import Store, row_problem
-from pytest_dsr1.submit.entry import make_entry
-from pytest_dsr1.submit.schema import Field
+from pytest_dsr1.submit.schema import Field, values_of
 from tests.batches import SCENARIO, result_fields
 
 
@@ -99,7 +98,7 @@ def test_scores_are_shares(rows: list[Row]) -> None:
 
 
 def values(**changed: Any) -> dict[Field, Any]:
-    found: dict[Field, Any] = {**make_entry(Result.from_fields(result_fields()), "Team").values}
+    found: dict[Field, Any] = {**values_of(Result.from_fields(result_fields()), "Team")}
     return found | {Field(name): value for name, value in changed.items()}
 
 

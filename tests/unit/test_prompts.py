@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dsr1.core.config import ALL_SCENARIOS, Point, Scenario, SweepConfig
-from pytest_dsr1.load.prompts import plan_prompts
-from pytest_dsr1.load.requests import Target, render_requests
+from pytest_dsr1.load.client import Target
+from pytest_dsr1.load.prompts import plan_prompts, render_requests
 
 V = 128_000
 SWEEP = SweepConfig(scenarios=ALL_SCENARIOS)
@@ -94,10 +94,7 @@ def test_a_vocabulary_has_tokens() -> None:
         plan_prompts(SMALL, 0)
 
 
-def test_a_point_outside_the_session_has_no_prompts() -> None:
-    """Asking for another point names those that there are."""
-    with pytest.raises(ValueError, match=r"isl16-osl8-conc9 is not a point .* isl16-osl8-conc1"):
-        plan_prompts(SMALL, V).at(Point(Scenario(16, 8), 9))
+OUTSIDE = (Point(Scenario(16, 8), 9), Point(Scenario(24, 8), 1))
 
 
 def test_a_point_alone_gets_what_it_has_in_the_sweep() -> None:
@@ -148,15 +145,13 @@ def test_the_hash_is_of_lengths_and_ids() -> None:
     assert len({plan.at(point).sha256 for point in SMALL.points}) == 4
 
 
-TARGET = Target.from_url("http://localhost:8888/prefix/")
-
-
 @pytest.mark.parametrize("vocab_size", [40, V])
 def test_requests_ask_for_the_prompt_as_it_is(vocab_size: int) -> None:
     """A request is HTTP/1.1 with the ids as JSON; greedy, streamed, with usage."""
     config = replace(SMALL, random_range_ratio=0.2)
-    prompts = list(plan_prompts(config, vocab_size).at(config.points[3]))
-    for prompt, request in zip(prompts, render_requests(TARGET, 'a "model"', vocab_size, prompts), strict=True):
+    prompts = plan_prompts(config, vocab_size).at(config.points[3])
+    requests = render_requests("/prefix/v1/completions", "localhost:8888", 'a "model"', prompts)
+    for prompt, request in zip(prompts, requests, strict=True):
         head, _, body = b"".join(request.buffers).partition(b"\r\n\r\n")
         first, *lines = head.decode().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)
@@ -178,7 +173,7 @@ def test_requests_ask_for_the_prompt_as_it_is(vocab_size: int) -> None:
 def test_a_prompt_of_one_token_has_no_comma() -> None:
     """The shortest prompt is a list of one id."""
     config = replace(SMALL, scenarios=(Scenario(1, 1),))
-    (request, *_) = render_requests(TARGET, "m", V, plan_prompts(config, V).at(config.points[0]))
+    (request, *_) = render_requests("/", "h", "m", plan_prompts(config, V).at(config.points[0]))
     body = b"".join(request.buffers).partition(b"\r\n\r\n")[2]
     assert len(json.loads(body)["prompt"]) == 1
 

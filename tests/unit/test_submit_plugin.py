@@ -125,14 +125,15 @@ def test_offline_before_the_run_is_a_warning() -> None:
     plugin.pytest_sessionstart()
     (line,) = plugin.pytest_report_header()
     assert line.startswith("dsr1: WARNING")
-    assert line.endswith(f"{space.url} cannot be asked (ConnectionError)")
+    assert line.endswith(f"{space.url} cannot be reached (ConnectionError)")
 
 
 def test_another_plugin_objects(tmp_path: Path) -> None:
     """A plugin's `pytest_dsr1_objections` keeps a result back; the summary says why."""
 
     def objections(config: pytest.Config, result: Result, loopback: bool) -> list[list[str]]:
-        conc = result.fields["benchmark_args"]["max_concurrency"]
+        assert result.benchmark_args is not None
+        conc = result.benchmark_args.max_concurrency
         return [[], [f"throttled, loopback={loopback}"]] if conc == 8 else []
 
     config = cast(pytest.Config, SimpleNamespace(hook=SimpleNamespace(pytest_dsr1_objections=objections)))

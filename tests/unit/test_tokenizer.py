@@ -227,12 +227,6 @@ class TestVocabSize:
         """`--vocab-size` before what the server says."""
         assert find_vocab_size(100, served(CLOSED, "m", {"vocab_size": 7})) == VocabSize(100, "--vocab-size")
 
-    @pytest.mark.parametrize("size", [0, -5])
-    def test_the_option_is_positive(self, size: int) -> None:
-        """The error names option and value."""
-        with pytest.raises(VocabularyError, match=f"--vocab-size must be at least 1, got {size}"):
-            find_vocab_size(size, served(CLOSED, "m"))
-
     def test_the_server_is_next(self, folder: Path) -> None:
         """`vocab_size` of /server_info before the tokenizer's."""
         tokenizer = find_tokenizer(str(folder), served(CLOSED, "m"))

@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 
 from pytest_dsr1.core.result import Result
-from pytest_dsr1.submit.entry import EntryError, make_entry, own_objections
 from pytest_dsr1.submit.schema import (
-    ASSUMED,
     FIELDS_11,
     FIELDS_14,
     IF_KNOWN,
-    LABELS,
+    EntryError,
     Field,
     SchemaError,
+    key_of,
     match_labels,
     recognise,
+    values_of,
 )
+from pytest_dsr1.submit.send import own_objections
 from tests.batches import result_fields
 from tests.conftest import ROOT
 
@@ -46,9 +47,9 @@ GUIDE = (
 @pytest.mark.parametrize("field", Field)
 def test_own_labels_are_recognised(field: Field) -> None:
     """The labels of our own leaderboard, optional or not."""
-    assert recognise(LABELS[field]) is field
-    assert recognise(LABELS[field] + IF_KNOWN) is field
-    assert recognise(LABELS[field].upper()) is field
+    assert recognise(field.label) is field
+    assert recognise(field.label + IF_KNOWN) is field
+    assert recognise(field.label.upper()) is field
 
 
 @pytest.mark.parametrize(("label", "field"), [*zip(GUIDE, FIELDS_11, strict=True)])
@@ -96,7 +97,7 @@ def test_eleven_labels_in_our_order() -> None:
 @pytest.mark.parametrize("fields", [FIELDS_14, FIELDS_14[::-1], FIELDS_14[:12]], ids=["14", "reversed", "12"])
 def test_twelve_and_fourteen_are_filled_by_label(fields: tuple[Field, ...]) -> None:
     """In any order."""
-    assert match_labels([LABELS[field] for field in fields]).fields == fields
+    assert match_labels([field.label for field in fields]).fields == fields
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 13, 15])
@@ -123,7 +124,7 @@ def test_swapped_labels_are_refused_side_by_side() -> None:
     [
         ((*GUIDE[:10], GUIDE[9]), "byte_perplexity"),
         ((*GUIDE, "Model"), "12 inputs, 'Model'"),
-        ([LABELS[field] for field in FIELDS_14[2:]], "Team Name and CONC"),
+        ([field.label for field in FIELDS_14[2:]], "Team Name and CONC"),
     ],
     ids=["twice", "unknown of 12", "no team"],
 )
@@ -144,7 +145,7 @@ def test_unknown_label_is_filled_by_place_if_accepted() -> None:
 
 
 def entry_data(fields: dict[str, Any], labels: tuple[str, ...] = GUIDE) -> list[Any]:
-    return list(make_entry(Result.from_fields(fields), "Team").data(match_labels(labels)))
+    return match_labels(labels).row(values_of(Result.from_fields(fields), "Team"))
 
 
 def test_values_keep_full_precision() -> None:
@@ -174,9 +175,8 @@ def test_payloads_of_the_predecessor(shared: Any) -> None:
             "tput_per_gpu_ratio_vs_b200_1126": 1017.26 / row["tput_per_gpu"],
             "interactivity_ratio_vs_b200_1126": 71.4286 / row["median_interactivity"],
         }
-        data = make_entry(Result.from_fields(fields), "MyTeam").data(
-            match_labels([LABELS[field] for field in FIELDS_14])
-        )
+        schema = match_labels([field.label for field in FIELDS_14])
+        data = schema.row(values_of(Result.from_fields(fields), "MyTeam"))
         assert data[0] == golden[0]
         assert data[1:] == pytest.approx(golden[1:], rel=1e-5)
 
@@ -199,10 +199,9 @@ def test_missing_baseline_is_empty_only_where_that_is_allowed() -> None:
 
 def test_key_is_of_the_row_and_the_leaderboard() -> None:
     """Same figures, same leaderboard: same key. Anything else has another key."""
-    one, other = (make_entry(Result.from_fields(result_fields(conc)), "Team") for conc in (4, 8))
-    assert one.key("http://a") == make_entry(Result.from_fields(result_fields(4)), "Team").key("http://a")
-    assert len({one.key("http://a"), one.key("http://b"), other.key("http://a")}) == 3
-    assert len(one.data(ASSUMED)) == 11
+    one, again, other = (values_of(Result.from_fields(result_fields(conc)), "Team") for conc in (4, 4, 8))
+    assert key_of(one, "http://a") == key_of(again, "http://a")
+    assert len({key_of(one, "http://a"), key_of(one, "http://b"), key_of(other, "http://a")}) == 3
 
 
 # -- what may be sent -----------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dsr1.submit.events import Delivery, EventParser, delivery_of
+from pytest_dsr1.submit.events import Delivery, delivery_of, parse_events
 from pytest_dsr1.submit.events import SubmissionState as State
-from pytest_dsr1.submit.outbox import Outbox, Record
+from pytest_dsr1.submit.send import Outbox, Record
 
 #: Seen on Gradio 6.31, 5.49 and 4.44.
 SEEN = [
@@ -73,13 +73,8 @@ def test_events_do_not_depend_on_how_bytes_arrive(
     stream = b"".join(blocks)
     if lost and stream:
         stream = stream[: -len(newline.encode())]
-    parser, found, places = (
-        EventParser(),
-        list[tuple[str, str]](),
-        sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)}),
-    )
-    for begin, end in pairwise(places):
-        found += parser.feed(stream[begin:end])
+    places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    found = list(parse_events(stream[begin:end] for begin, end in pairwise(places)))
     expected = [(name, "\n".join(data)) for name, data in events]
     assert found == (expected[:-1] if lost else expected)
 
@@ -87,10 +82,8 @@ def test_events_do_not_depend_on_how_bytes_arrive(
 @given(st.lists(st.binary(max_size=50), max_size=5))
 def test_parser_takes_any_bytes(chunks: list[bytes]) -> None:
     """Arbitrary bytes and the events in them never raise an exception."""
-    parser = EventParser()
-    for chunk in chunks:
-        for name, data in parser.feed(chunk):
-            delivery_of(name, data)
+    for name, data in parse_events(chunks):
+        delivery_of(name, data)
 
 
 # -- the outbox -----------------------------------------------------------------------------------------------
