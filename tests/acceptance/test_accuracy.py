@@ -58,6 +58,33 @@ def test_figures_are_the_closed_form_of_known_logprobs() -> None:
     assert figures.bits_per_byte == pytest.approx(math.log2(figures.byte_perplexity), rel=1e-12)
 
 
+def test_lm_evals_own_client_finds_the_same() -> None:
+    """Its requests, one document after the other, and its figures: equal to the last digits."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    class Client(LocalCompletionsAPI):  # type: ignore[misc] # lm-eval is untyped
+        """With the tokenizer of the test; everything else is lm-eval's."""
+
+        prefix_token_id = BOS
+
+        def tok_encode(self, string: str, **_: object) -> list[int]:
+            return encode(string)
+
+    with EchoServer().running() as server:
+        figures, _ = measured(server, concurrency=1)
+        ours = sorted(server.payloads, key=str)
+        server.payloads.clear()
+        url = f"{server.url}/v1/completions"
+        client = Client(model="known-model", base_url=url, tokenizer_backend="None", max_length=TASK.max_length)
+        client.tokenizer, client.tokenized_requests = encode, True  # ids are sent, and made by the method above
+        asked = [Instance("loglikelihood_rolling", {}, (document.text,), 0) for document in TASK.documents]
+        total = math.fsum(client.loglikelihood_rolling(asked, disable_tqdm=True))
+        theirs = sorted(server.payloads, key=str)
+    assert figures.byte_perplexity == pytest.approx(math.exp(-total / TASK.bytes), rel=1e-12)
+    assert ours == theirs
+
+
 def test_a_measurement_says_what_it_is_one_of() -> None:
     """Task, sizes, tokenizer and concurrency go with the figures."""
     with EchoServer().running() as server:

@@ -77,7 +77,9 @@ class EchoServer:
     def _echoed(self, payload: dict[str, Any]) -> web.Response:
         (prompt,) = payload["prompt"]
         entries = self.alter([None, *map(logprob, prompt[1:]), logprob(0)])
-        choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": {"token_logprobs": entries}}
+        top = [None if entry is None else {"token": entry} for entry in entries]
+        logprobs = {"token_logprobs": entries, "top_logprobs": top}
+        choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": logprobs}
         # Not json_response of a strict encoder: NaN must go out as Python's JSON writes it.
         return web.Response(
             text=json.dumps({"object": "text_completion", "choices": [choice], "usage": self.usage}),
