@@ -36,6 +36,8 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SHM = Path("/dev/shm")
 #: How SGLang and its libraries name their files there. The name is only one of the conditions for removing a file.
 _SHM_PREFIXES = ("sglang_", "sgl_shm_", "multi_tokenizer_args_", "nccl-", "cuda.shm.", "psm_", "torch_")
+#: Each of these ends the server.
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 #: After SIGKILL: processes that wait for a GPU driver take a moment to end.
 _REAP_S = 10.0
 
@@ -45,7 +47,7 @@ def supervise(order: dict[str, Any]) -> None:
     # Descendants that lose their parent become children of this process, which finds them at the end.
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     events: SimpleQueue[str] = SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         signal.signal(number, lambda *_: events.put("signal"))
     shm = _SharedMemory()
     try:
@@ -65,6 +67,8 @@ def supervise(order: dict[str, Any]) -> None:
         _say(f"failed {error.filename or order['argv'][0]}: {error.strerror}")
         return
     _say(f"started {server.pid}")
+    # Threads inherit it: only the main thread runs handlers, so only it may get the signals.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     copier = threading.Thread(target=_copy, args=(server, log), daemon=True)
     for thread in (
         copier,
@@ -72,6 +76,7 @@ def supervise(order: dict[str, Any]) -> None:
         threading.Thread(target=_wait, args=(server, events), daemon=True),
     ):
         thread.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     kept = False
     while (event := events.get()) not in ("ended", "signal") and (kept or event != "closed"):
         kept = kept or event == "keep"
