@@ -6,11 +6,11 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from pytest_dsr1.accuracy import AccuracyMeasurement, evaluate, warm_up_imports
 from pytest_dsr1.accuracy.documents import AccuracyError, AccuracyTask, task_for
@@ -26,44 +26,35 @@ from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.samples import LoadRun
 from pytest_dsr1.core.server import Served, identity_changes
-from pytest_dsr1.core.text import first_line
+from pytest_dsr1.core.text import duration, first_line
 from pytest_dsr1.load.closed_loop import run_point
 from pytest_dsr1.load.prompts import PromptPlan, plan_prompts
-from pytest_dsr1.load.slots import LoadProgress
 from pytest_dsr1.servers import Server, ServerError
 
-#: How long a server that answered no request may take to answer /health; SGLang itself gives its scheduler 20 s.
+#: Longest wait, in seconds, for /health after a request failed; SGLang itself gives its scheduler 20 s.
 PATIENCE_S = 45.0
 
 
-class Progress(Protocol):
-    """Who is told how far a measurement is."""
-
-    def accuracy(self, point: Point) -> AbstractContextManager[Callable[[int, int], None]]:
-        """While accuracy is measured; called with requests done and requests in all."""
-
-    def load(self, point: Point) -> AbstractContextManager[Callable[[LoadProgress], None]]:
-        """While the load runs; called with the load generator's own progress."""
-
-
-class NoProgress:
-    """Nobody is told: a worker of xdist shares the terminal of the session."""
-
-    def accuracy(self, point: Point) -> AbstractContextManager[Callable[[int, int], None]]:
-        return nullcontext(lambda done, total: None)
-
-    def load(self, point: Point) -> AbstractContextManager[Callable[[LoadProgress], None]]:
-        return nullcontext(lambda progress: None)
-
-
+#: Entered while a point is measured; what it gives is called with a text that says how far the measurement is.
+Watch: TypeAlias = Callable[[Point], AbstractContextManager[Callable[[str], None]]]
 #: Entered while a load runs; what is in the mapping at the end stands in the result under `extra`.
 AroundLoad: TypeAlias = Callable[[Point, Served], AbstractContextManager[Mapping[str, object]]]
+
+
+def describe(phase: str, done: int, total: int, elapsed_s: float, tokens: int | None = None) -> str:
+    """Requests done, and, once they are known, tokens per second and time left."""
+    words = [f"{phase}: {done:,}/{total:,} requests"]
+    if tokens is not None and elapsed_s > 0:
+        words.append(f"{tokens / elapsed_s:,.0f} tokens/s")
+    if 0 < done < total:
+        words.append(f"{duration(elapsed_s * (total - done) / done)} left")
+    return ", ".join(words)
 
 
 def prompt_plan(
     config: SweepConfig, served: Served, tokenizer: Tokenizer | None = None
 ) -> tuple[PromptPlan, VocabSize]:
-    """The session's prompts, and who said how many token ids they are made of.
+    """The session's prompts, and where the number of their token ids is from.
 
     :param tokenizer: The one that was found, if any was looked for.
     :raises ValueError: The vocabulary is not known, or has too few ids.
@@ -75,9 +66,9 @@ def prompt_plan(
 
 
 def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, Tokenizer]:
-    """The corpus that accuracy is measured on, and the tokenizer that makes its ids.
+    """The accuracy task, and the tokenizer that makes its token ids.
 
-    :raises AccuracyError, VocabularyError: One of the two cannot be had.
+    :raises AccuracyError, VocabularyError: One of the two is not available.
     """
     task = task_for(reference=served.is_reference, data=config.accuracy_data, limit=config.accuracy_limit)
     return task.within(served.context_length), find_tokenizer(config.tokenizer, served)
@@ -87,7 +78,7 @@ def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, 
 class Bench:
     """The measurements of one session on one server; none is made twice.
 
-    :param served: What the server says of itself; asked anew before each point.
+    :param served: What the server says of itself; asked again before each point.
     :param folder_of: The batch folder of a point.
     :param checks: Checks of a result beside the project's own.
     :ivar lost: Why the server cannot go on, with the last lines of its log; empty while it can.
@@ -97,7 +88,7 @@ class Bench:
     server: Server
     served: Served
     folder_of: Callable[[Point], Path]
-    progress: Progress
+    watch: Watch
     around_load: AroundLoad
     checks: Iterable[Check] = ()
     lost: str = ""
@@ -112,7 +103,7 @@ class Bench:
                 _ = self.accuracy_source
 
     def visit(self, point: Point) -> Visit:
-        """The visit to `point`; it begins when it is asked for first.
+        """The visit to `point`; it begins at the first call.
 
         :raises ServerError: The server does not answer.
         """
@@ -128,7 +119,7 @@ class Bench:
 
     @cached_property
     def prompts(self) -> tuple[PromptPlan, VocabSize]:
-        """The session's prompts, and who said how many token ids they are made of."""
+        """The session's prompts, and where the number of their token ids is from."""
         tokenizer = self.accuracy_source[1] if "accuracy_source" in vars(self) else None
         return prompt_plan(self.config, self.served, tokenizer)
 
@@ -140,43 +131,53 @@ class Bench:
             self.lost = self.server.problem(min(PATIENCE_S, self.config.limits.idle_timeout_s))
 
 
+@dataclass
 class Visit:
     """The measurements at one point; its methods may be called in any order.
 
     :param before: What the server said of itself when the visit began.
     """
 
-    def __init__(self, bench: Bench, point: Point, before: Served) -> None:
-        self._bench = bench
-        self.point = point
-        self.before = before
-        self._accuracy: AccuracyRecord | None = None
-        self._load: LoadRecord | None = None
-
-    # -- accuracy -----------------------------------------------------------------------------------------------------
+    bench: Bench
+    point: Point
+    before: Served
+    _accuracy: AccuracyRecord | None = None
+    _load: LoadRecord | None = None
 
     def accuracy(self) -> AccuracyRecord:
         """The verdict of the accuracy gate; the result is written before it is judged."""
-        if self._accuracy is None:
-            config = self._bench.config
-            self._accuracy = self._measure_accuracy() if config.accuracy else AccuracyRecord(verdict=NOT_RUN)
-            if config.accuracy:
-                self._write()
-        return self._accuracy
+        if self._accuracy is None and self.bench.config.accuracy:
+            self._accuracy = self._measure_accuracy()
+            self.record()
+        return self._accuracy or AccuracyRecord(verdict=NOT_RUN)
 
     def _measure_accuracy(self) -> AccuracyRecord:
-        bench, config = self._bench, self._bench.config
+        bench, config, model = self.bench, self.bench.config, self.before.model
+        began_s = time.monotonic()
         try:
             task, tokenizer = bench.accuracy_source
             bench.server.flush_cache()
-            with bench.progress.accuracy(self.point) as report:
-                measured = evaluate(task, self.before, tokenizer, self.point.conc, progress=report)
+            with bench.watch(self.point) as tell:
+                measured = evaluate(
+                    task,
+                    self.before,
+                    tokenizer,
+                    self.point.conc,
+                    progress=lambda done, total: tell(describe("accuracy", done, total, time.monotonic() - began_s)),
+                )
             changes = identity_changes(self.before, bench.server.inspect())
         except (AccuracyError, VocabularyError, ServerError) as error:
             bench.look_after(error)
             reason = first_line(bench.lost) or f"accuracy: {error}"
             return AccuracyRecord(verdict=Verdict(GateStatus.FAILED, reason))
-        verdict = self._judge(measured)
+        baseline = applicable(
+            model,
+            measured.task,
+            published=published_baselines(),
+            given=given_baselines(config.accuracy_baseline),
+            submit=config.mode is Mode.SUBMIT,
+        )
+        verdict = judge(measured.figures, baseline, model=model, task=measured.task)
         if changes:
             reason = f"the server changed while accuracy was measured: {'; '.join(changes)}"
             verdict = replace(verdict, status=GateStatus.FAILED, reason=reason)
@@ -185,19 +186,6 @@ class Visit:
         details = asdict(measured)
         del details["figures"]
         return AccuracyRecord(verdict=verdict, figures=measured.figures, details=details)
-
-    def _judge(self, measured: AccuracyMeasurement) -> Verdict:
-        config, model = self._bench.config, self.before.model
-        baseline = applicable(
-            model,
-            measured.task,
-            published=published_baselines(),
-            given=given_baselines(config.accuracy_baseline),
-            submit=config.mode is Mode.SUBMIT,
-        )
-        return judge(measured.figures, baseline, model=model, task=measured.task)
-
-    # -- load ---------------------------------------------------------------------------------------------------------
 
     def load(self) -> LoadRecord:
         """Measure the point under load. The raw samples are on the disk when this returns.
@@ -209,16 +197,30 @@ class Visit:
         return self._load
 
     def _measure_load(self) -> LoadRecord:
-        bench, point = self._bench, self.point
+        bench, point = self.bench, self.point
         plan, vocab = bench.prompts
         plan = plan.with_point(point)
         bench.prompts = plan, vocab
         prompts = plan.at(point)
         bench.server.flush_cache()
-        with bench.progress.load(point) as report, bench.around_load(point, self.before) as extra:
-            run = run_point(self.before.url, self.before.model, point, prompts, bench.config.limits, on_progress=report)
+        with bench.watch(point) as tell, bench.around_load(point, self.before) as extra:
+            run = run_point(
+                self.before.url,
+                self.before.model,
+                point,
+                prompts,
+                bench.config.limits,
+                on_progress=lambda now: tell(describe(now.phase, now.done, now.total, now.elapsed_s, now.tokens)),
+            )
         samples_file = self._keep_samples(run)
-        changes = self._changes_since_begin(run)
+        changes: tuple[str, ...] = ()
+        if run.aborted or len(run.completed) < run.num_prompts:
+            bench.look_after(None)
+        if not bench.lost:
+            try:
+                changes = identity_changes(self.before, bench.server.inspect())
+            except ServerError as error:
+                bench.look_after(error)
         return LoadRecord(
             run=run,
             vocab_size=vocab.size,
@@ -230,19 +232,8 @@ class Visit:
             extra=extra,
         )
 
-    def _changes_since_begin(self, run: LoadRun) -> tuple[str, ...]:
-        bench = self._bench
-        if run.aborted or len(run.completed) < run.num_prompts:
-            bench.look_after(None)
-        if not bench.lost:
-            try:
-                return identity_changes(self.before, bench.server.inspect())
-            except ServerError as error:
-                bench.look_after(error)
-        return ()
-
     def _keep_samples(self, run: LoadRun) -> tuple[str, str] | None:
-        path = samples_path(self._bench.folder_of(self.point), self.point)
+        path = samples_path(self.bench.folder_of(self.point), self.point)
         content = samples_to_bytes(run)
         try:
             write_atomically(path, content)
@@ -252,14 +243,9 @@ class Visit:
             return None
         return path.name, hashlib.sha256(content).hexdigest()
 
-    # -- result -------------------------------------------------------------------------------------------------------
-
     def record(self) -> Result:
         """Write the result with all that was measured, and return it."""
-        return self._write()
-
-    def _write(self) -> Result:
-        bench = self._bench
+        bench = self.bench
         folder = bench.folder_of(self.point)
         result = make_result(
             self.point,
@@ -273,7 +259,7 @@ class Visit:
             more_checks=bench.checks,
         )
         earlier = read_result(folder, self.point)
-        # A finished result stands until its successor is finished.
+        # A finished result stays until the new one is finished, too.
         if result.status is not None or earlier is None or earlier.status is None:
             write_atomically(result_path(folder, self.point), result.to_json())
         return result

@@ -151,10 +151,13 @@ class SweepTests:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> Generator[None, None, None]:
-        before = {item: list(item.own_markers) for item in items if _measures_load(item)}
+        # pytest-benchmark skips tests without its fixture under --benchmark-only. These request it after measuring.
+        benchmarks = [item.fixturenames for item in items if isinstance(item, pytest.Function) and _measures_load(item)]
+        for names in benchmarks if config.getoption("benchmark_only", False) else ():
+            names.append("benchmark")
         yield
-        if config.getoption("benchmark_only", False):
-            _measure_all_the_same(items, before)
+        for names in benchmarks if config.getoption("benchmark_only", False) else ():
+            names.remove("benchmark")
         if self._missing is not None:
             missing = self._missing
             _keep(config, items, lambda item: (point := point_of(item)) is None or (point, name_of(item)) in missing)
@@ -187,18 +190,8 @@ def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Any) -> None:
         config.hook.pytest_deselected(items=dropped)
 
 
-def _measure_all_the_same(items: Iterable[pytest.Item], before: dict[pytest.Item, list[pytest.Mark]]) -> None:
-    """Undo the skip of --benchmark-only: these use pytest-benchmark after measuring."""
-    for item in items:
-        added = [mark for mark in item.own_markers if mark not in before.get(item, item.own_markers)]
-        pytest_internals.forget_marks(
-            item,
-            (mark for mark in added if mark.name == "skip" and "--benchmark-only" in mark.kwargs.get("reason", "")),
-        )
-
-
 def _measures_load(item: pytest.Item) -> bool:
-    return bool({"load", "dsr1_load"} & set(getattr(item, "fixturenames", ())))
+    return "dsr1_load" in getattr(item, "fixturenames", ())
 
 
 def _remarks(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> dict[str, Any]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
-    # Every project that has the plugin knows the fixtures; what they need is imported when one is used.
+    # This module is imported in every pytest session; what the fixtures need is imported when one is used.
     from pytest_dsr1.bench import Bench, Visit
     from pytest_dsr1.core.config import Point
-    from pytest_dsr1.core.record import AccuracyRecord, LoadRecord
+    from pytest_dsr1.core.record import AccuracyRecord
     from pytest_dsr1.core.result import Result
     from pytest_dsr1.core.samples import LoadRun
     from pytest_dsr1.core.server import Served
@@ -24,26 +24,22 @@ if TYPE_CHECKING:
 _ACCURACY = frozenset({"accuracy", "accurate", "dsr1_accuracy"})
 
 
-class MeasureLoad(Protocol):
-    """What `dsr1_load` is: a call that measures one point under load."""
+Measured = TypeVar("Measured", covariant=True)
 
-    def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
-        """Measure a point, write its result and return it.
+
+class Measure(Protocol[Measured]):
+    """What `dsr1_load` and `dsr1_accuracy` are: a call that measures one point."""
+
+    def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Measured:
+        """Measure a point, write its result, and return what was measured. A point is measured once.
 
         What is not given comes from `dsr1_point` where the test requests it, else from --isl, --osl and --conc.
         """
 
 
-class MeasureAccuracy(Protocol):
-    """What `dsr1_accuracy` is: a call that measures the accuracy at one concurrency."""
-
-    def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> AccuracyRecord:
-        """Measure it; at once where it was measured before. Without a point likewise."""
-
-
 @pytest.fixture(scope="session")
 def dsr1_session(pytestconfig: pytest.Config) -> Session:
-    """What this process knows of the sweep."""
+    """The sweep as this process sees it."""
     from pytest_dsr1.collection import HINT
     from pytest_dsr1.session import SESSION
 
@@ -84,13 +80,13 @@ def dsr1_measurements(dsr1_session: Session, dsr1_bench: Bench, request: pytest.
 
 
 @pytest.fixture
-def dsr1_load(dsr1_measurements: Measurements) -> MeasureLoad:
+def dsr1_load(dsr1_measurements: Measurements) -> Measure[Result]:
     """Measures a point under load: `run = dsr1_load(isl=1024, osl=256, conc=16)`."""
-    return dsr1_measurements.measure_load
+    return dsr1_measurements.load
 
 
 @pytest.fixture
-def dsr1_accuracy(dsr1_measurements: Measurements) -> MeasureAccuracy:
+def dsr1_accuracy(dsr1_measurements: Measurements) -> Measure[AccuracyRecord]:
     """Measures accuracy: `dsr1_accuracy(isl=1024, osl=1024, conc=16)`."""
     return dsr1_measurements.accuracy
 
@@ -102,25 +98,23 @@ class Measurements:
         self._session = session
         self._bench = bench
         self._request = request
-        callspec = getattr(request.node, "callspec", None)
-        self._given: Point | None = callspec.params.get("dsr1_point") if callspec is not None else None
 
     def accuracy(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> AccuracyRecord:
-        """What the gate says of a point."""
+        """The verdict of the gate on a point."""
         record = self._visit(isl, osl, conc).accuracy()
         self._request.node.user_properties.extend(record.figures or ())
         self._require_server()
         return record
 
     def accuracy_or_skip(self) -> AccuracyRecord:
-        """The same of the test's point, which is skipped where accuracy is off."""
+        """The same for the test's point; skips the test where accuracy is off."""
         record = self.accuracy()
         if not self._bench.config.accuracy:
             pytest.skip("accuracy off")
         return record
 
-    def accurate(self) -> AccuracyRecord:
-        """The same; skips the test where the gate failed."""
+    def accuracy_or_gated(self) -> AccuracyRecord:
+        """The same; skips the test where the gate failed, which fails the point."""
         from pytest_dsr1.collection import GATED
 
         record = self.accuracy()
@@ -129,27 +123,15 @@ class Measurements:
             pytest.skip(record.verdict.reason)
         return record
 
-    def load(self) -> LoadRecord:
-        """Measure the test's point under load."""
-        with ending_sweep(self._request):
-            return self._visit(None, None, None).load()
-
-    def record(self, _: LoadRecord) -> Result:
-        """Write the result of the test's point, JUnit properties and a benchmark row."""
-        return self._record(self._visit(None, None, None))
-
-    def measure_load(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
-        """Measure a point under load, and write its result."""
+    def load(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
+        """Measure a point under load; write its result, JUnit properties and a benchmark row."""
         visit = self._visit(isl, osl, conc)
         with ending_sweep(self._request):
-            visit.load()
-        return self._record(visit)
-
-    def _record(self, visit: Visit) -> Result:
+            run = visit.load().run
         result = visit.record()
         properties = self._request.node.user_properties
         properties.extend(pair for pair in result.headline.items() if pair not in properties)
-        record_benchmark_row(self._request, visit.point, visit.load().run, result.headline)
+        record_benchmark_row(self._request, visit.point, run, result.headline)
         self._require_server()
         return result
 
@@ -162,22 +144,21 @@ class Measurements:
             return self._bench.visit(point)
 
     def _point(self, isl: int | None, osl: int | None, conc: int | None) -> Point:
-        from pytest_dsr1.collection import HINT
+        from pytest_dsr1.collection import HINT, point_of
         from pytest_dsr1.core.config import Point, Scenario
 
-        config, given = self._bench.config, self._given
-        if isl is None and osl is None and (given is not None or len(config.scenarios) == 1):
-            scenario = given.scenario if given is not None else config.scenarios[0]
-        elif isl is not None and osl is not None:
-            scenario = Scenario(isl, osl)
-        else:
-            raise pytest.UsageError(f"{self._request.node.nodeid} names no single pair of lengths: {HINT}")
-        if conc is None and given is None and len(config.concurrencies) != 1:
+        given, config, nodeid = point_of(self._request.node), self._bench.config, self._request.node.nodeid
+        scenarios = (given.scenario,) if given is not None else config.scenarios
+        concurrencies = (given.conc,) if given is not None else config.concurrencies
+        if isl is not None and osl is not None:
+            scenarios = (Scenario(isl, osl),)
+        elif isl is not None or osl is not None or len(scenarios) != 1:
+            raise pytest.UsageError(f"{nodeid} does not name one pair of lengths: {HINT}")
+        if conc is None and len(concurrencies) != 1:
             raise pytest.UsageError(
-                f"{self._request.node.nodeid} names no concurrency: pass conc=…, request dsr1_point, or type one with "
-                "--conc"
+                f"{nodeid} does not name one concurrency: pass conc=…, request dsr1_point, or type one with --conc"
             )
-        return Point(scenario, conc or (given.conc if given is not None else config.concurrencies[0]))
+        return Point(scenarios[0], concurrencies[0] if conc is None else conc)
 
     def _require_server(self) -> None:
         from pytest_dsr1.servers import ServerError
@@ -189,10 +170,7 @@ class Measurements:
 
 @contextmanager
 def ending_sweep(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where the server is gone, fail the test and end the session after it.
-
-    What is finished is kept, and nothing else is begun.
-    """
+    """Fail the test, and end the session after it, where the server is gone."""
     from pytest_dsr1.collection import ServerLost
     from pytest_dsr1.core.text import first_line
     from pytest_dsr1.servers import ServerError
@@ -201,13 +179,13 @@ def ending_sweep(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     except ServerError as error:
         request.session.shouldstop = f"dsr1: {first_line(str(error))}"
-        # Without the error that it is made of, which pytest would show a second time.
+        # "from None": pytest would show the same message twice.
         raise ServerLost(str(error), pytrace=False) from None
 
 
 @contextmanager
 def _around_load(config: pytest.Config, point: Point, served: Served) -> Iterator[dict[str, object]]:
-    """Tells the hooks when a load begins and ends, and collects what they add to the result."""
+    """Calls the hooks when a load begins and ends, and collects what they add to the result."""
     extra: dict[str, object] = {}
     config.hook.pytest_dsr1_load_started(config=config, point=point, served=served)
     yield extra
@@ -216,7 +194,7 @@ def _around_load(config: pytest.Config, point: Point, served: Served) -> Iterato
 
 
 class ReplayClock:
-    """A timer that moves by the next duration whenever it is told to.
+    """A timer for pytest-benchmark that advances by given durations.
 
     pytest-benchmark has no call that takes samples (ionelmc/pytest-benchmark#52), but any callable may be its timer.
     """
@@ -232,11 +210,11 @@ class ReplayClock:
         return self._now_s
 
     def rewind(self) -> None:
-        """Go back to zero, so that no sum of floats rounds the next duration."""
+        """Go back to zero, so that the next duration is not rounded in a sum."""
         self._now_s = 0.0
 
     def play(self) -> None:
-        """Let the next duration pass."""
+        """Advance by the next duration."""
         self._now_s = next(self._durations_s, 0.0)
 
 
@@ -249,16 +227,11 @@ def record_benchmark_row(
     if not durations_s or used or not request.config.pluginmanager.hasplugin("benchmark"):
         return
     clock = ReplayClock(durations_s)
-    # The benchmark fixture reads its timer from this mark, so it must not have been made before.
+    # The benchmark fixture reads its timer from this mark when it is created, so the mark is set first.
     request.node.add_marker(pytest.mark.benchmark(timer=clock))
     benchmark: Any = request.getfixturevalue("benchmark")
     benchmark.group = "e2e latency"
-    # A point is no JSON; its lengths are, and --benchmark-group-by=param:conc works by them.
+    # Values that JSON has: --benchmark-group-by=param:conc uses them.
     benchmark.param, benchmark.params = point.id, {"isl": point.isl, "osl": point.osl, "conc": point.conc}
     benchmark.extra_info.update(figures)
     benchmark.pedantic(clock.play, setup=clock.rewind, rounds=len(durations_s))
-
-
-#: For annotations of tests that use the fixtures of test_sweep.py.
-Load = Callable[[], "LoadRecord"]
-Record = Callable[["LoadRecord"], "Result"]

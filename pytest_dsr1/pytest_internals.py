@@ -153,9 +153,3 @@ def count_as_failed(config: pytest.Config, nodeid: str) -> None:
     plugin = config.pluginmanager.get_plugin("lfplugin")
     if plugin is not None:
         plugin.lastfailed[nodeid] = True
-
-
-def forget_marks(item: pytest.Item, unwanted: Iterable[pytest.Mark]) -> None:
-    """Take marks off an item that another plugin has put on it."""
-    dropped = list(unwanted)
-    item.own_markers[:] = [mark for mark in item.own_markers if mark not in dropped]

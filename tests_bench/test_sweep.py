@@ -12,8 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from pytest_dsr1.core.config import Point
     from pytest_dsr1.core.record import AccuracyRecord
-    from pytest_dsr1.core.server import Served
-    from pytest_dsr1.fixtures import Load, Measurements, Record
+    from pytest_dsr1.core.result import Result
+    from pytest_dsr1.fixtures import Measure, Measurements
 
 
 def test_accuracy(accuracy: AccuracyRecord) -> None:
@@ -21,40 +21,22 @@ def test_accuracy(accuracy: AccuracyRecord) -> None:
     assert accuracy.passed, accuracy.reason
 
 
-def test_perf(accurate: AccuracyRecord, load: Load, record: Record) -> None:
+def test_perf(accurate: AccuracyRecord, dsr1_load: Measure[Result]) -> None:
     """With exactly CONC requests in flight each is answered in full, and the figures can be true."""
-    result = record(load())
+    result = dsr1_load()
     assert result.passed, result.reason
 
 
-# Names of this module only: in a project of yours they mean what you say.
-
-
-@pytest.fixture(scope="session", name="server")
-def _server(dsr1_server: Served) -> Served:
-    """The server that is measured."""
-    return dsr1_server
+# Fixtures of this module only: in your project these names are yours.
 
 
 @pytest.fixture(name="accuracy")
 def _accuracy(dsr1_point: Point, dsr1_measurements: Measurements) -> AccuracyRecord:
-    """What the gate says of this point; measured once, whoever asks first."""
+    """The verdict of the accuracy gate at this point; measured once."""
     return dsr1_measurements.accuracy_or_skip()
 
 
 @pytest.fixture(name="accurate")
 def _accurate(dsr1_point: Point, dsr1_measurements: Measurements) -> AccuracyRecord:
     """The same; skips the test where the accuracy is outside the gate."""
-    return dsr1_measurements.accurate()
-
-
-@pytest.fixture(name="load")
-def _load(dsr1_measurements: Measurements) -> Load:
-    """Call it to measure this point under load."""
-    return dsr1_measurements.load
-
-
-@pytest.fixture(name="record")
-def _record(dsr1_measurements: Measurements) -> Record:
-    """Call it with what was measured: writes the result."""
-    return dsr1_measurements.record
+    return dsr1_measurements.accuracy_or_gated()

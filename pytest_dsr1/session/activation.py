@@ -78,7 +78,8 @@ def _start_owner(
     config.stash[collection.CONFIG] = sweep_config
     batches = Batches(sweep_config, partial(reading.to_texts, values), journals)
     count = workers.worker_count(config)
-    sweep = Sweep(config, sweep_config, batches, LiveLine(config), complete=complete, workers=count)
+    live = LiveLine(config)
+    sweep = Sweep(config, sweep_config, batches, live, live.watch, complete=complete, workers=count)
     config.stash[SESSION] = sweep
     register = config.pluginmanager.register
     register(sweep, "dsr1_sweep")

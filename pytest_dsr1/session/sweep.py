@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
@@ -19,7 +19,7 @@ from pytest_dsr1 import preflight, pytest_internals
 from pytest_dsr1.batch import read_result
 from pytest_dsr1.batch.batches import Batches
 from pytest_dsr1.batch.journal import Journal, JournalError
-from pytest_dsr1.bench import AroundLoad, Bench, Progress
+from pytest_dsr1.bench import AroundLoad, Bench, Watch
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, SweepConfig
 from pytest_dsr1.core.evidence import Check
@@ -35,10 +35,6 @@ EXIT_TERMINATED = 143
 _SHOWS_ONLY = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test", "cacheshow")
 #: Seconds for the cause of a server's end, where a worker found the server gone.
 _CAUSE_S = 5.0
-
-
-class Live(Reporter, Progress, Protocol):
-    """Who shows the user what happens."""
 
 
 class Sweep:
@@ -57,7 +53,8 @@ class Sweep:
         config: pytest.Config,
         sweep: SweepConfig,
         batches: Batches,
-        live: Live,
+        reporter: Reporter,
+        watch: Watch,
         *,
         complete: bool = False,
         workers: int = 0,
@@ -69,7 +66,8 @@ class Sweep:
         self.begun = self.terminated = self.stopped_by_user = False
         self.cause = ""
         self._pytest = config
-        self._live = live
+        self._reporter = reporter
+        self._watch = watch
         self._complete = complete
         self._workers = workers
         self._ran = False
@@ -132,7 +130,7 @@ class Sweep:
 
     def _choose(self, config: SweepConfig) -> ServerPool:
         return preflight.choose_server(
-            self._pytest, config, self._live, on_served=self._note_server, workers=self._workers
+            self._pytest, config, self._reporter, on_served=self._note_server, workers=self._workers
         )
 
     def _terminate(self, _number: int, _frame: object) -> None:
@@ -160,7 +158,7 @@ class Sweep:
         if self.pool is None or not known:
             self.pool = self._choose(config)
             served = self.serve()
-        return Bench(self.config, self.pool, served, self.batches.folder_of, self._live, around_load, checks)
+        return Bench(self.config, self.pool, served, self.batches.folder_of, self._watch, around_load, checks)
 
     def join(self, nodeid: str, point: Point, test: str) -> None:
         if test not in self.ledger.tests_of(point):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -16,8 +17,6 @@ from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.summary import Batch, Status
-from pytest_dsr1.core.text import duration
-from pytest_dsr1.load.slots import LoadProgress
 from pytest_dsr1.session.sweep import Sweep
 
 #: Seconds between two updates of the live line, and between two plain lines where there is no terminal.
@@ -35,32 +34,12 @@ class LiveLine:
         self._due_s = 0.0
         self._waiting = False
 
-    # -- bench.Progress -----------------------------------------------------------------------------------------------
-
     @contextmanager
-    def accuracy(self, point: Point) -> Iterator[Callable[[int, int], None]]:
-        began_s = self._begin()
-
-        def report(done: int, total: int) -> None:
-            self._say(f"{point.id} ", lambda: f"accuracy {describe(done, total, self._clock() - began_s)}")
-
-        try:
-            yield report
-        finally:
-            self._end()
-
-    @contextmanager
-    def load(self, point: Point) -> Iterator[Callable[[LoadProgress], None]]:
+    def watch(self, point: Point) -> Iterator[Callable[[str], None]]:
+        """While a point is measured; what it gives is called with how far the measurement is."""
         self._begin()
-
-        def report(now: LoadProgress) -> None:
-            self._say(
-                f"{point.id} ",
-                lambda: f"{now.phase}: {describe(now.done, now.total, now.elapsed_s, now.tokens)}",
-            )
-
         try:
-            yield report
+            yield partial(self._say, f"{point.id} ")
         finally:
             self._end()
 
@@ -76,29 +55,28 @@ class LiveLine:
         if not self._waiting:
             self._waiting = True
             self._begin()
-        self._say("", lambda: text)
+        self._say("", text)
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> float:
+    def _begin(self) -> None:
         # Inside a test sys.stdout is pytest's, unless capturing is off.
         with self._uncaptured():
             # Without pytest's reporter there is no line to write behind.
             self._live = sys.stdout.isatty() and self._config.pluginmanager.has_plugin("terminalreporter")
         now_s = self._clock()
         self._due_s = now_s if self._live else now_s + PLAIN_PERIOD_S
-        return now_s
 
-    def _say(self, name: str, text: Callable[[], str]) -> None:
+    def _say(self, name: str, text: str) -> None:
         now_s = self._clock()
         if now_s < self._due_s:
             return
         if self._live:
             self._due_s = now_s + LIVE_PERIOD_S
-            self._write_live(text())
+            self._write_live(text)
         else:
             self._due_s = now_s + PLAIN_PERIOD_S
-            self._write_plain(f"{name}{text()}")
+            self._write_plain(f"{name}{text}")
 
     def _end(self) -> None:
         self._waiting = False
@@ -129,16 +107,6 @@ class LiveLine:
             return
         with capture.global_and_fixture_disabled():
             yield
-
-
-def describe(done: int, total: int, elapsed_s: float, tokens: int | None = None) -> str:
-    """Requests done, and, once they are known, tokens per second and time left."""
-    words = [f"{done:,}/{total:,} requests"]
-    if tokens is not None and elapsed_s > 0:
-        words.append(f"{tokens / elapsed_s:,.0f} tokens/s")
-    if 0 < done < total:
-        words.append(f"{duration(elapsed_s * (total - done) / done)} left")
-    return ", ".join(words)
 
 
 class Terminal:

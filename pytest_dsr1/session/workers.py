@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from pytest_dsr1.bench import AroundLoad, Bench, NoProgress
+from pytest_dsr1.bench import AroundLoad, Bench
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
 from pytest_dsr1.core.evidence import Check
@@ -152,16 +153,22 @@ class Worker:
 
     def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
         server = BoundServer(served, flush=self._config.flush_cache)
-        return Bench(self._config, server, served, self._folder_of, NoProgress(), around_load, checks)
+        # Shows no progress: the terminal belongs to the controller.
+        return Bench(
+            self._config,
+            server,
+            served,
+            lambda point: self._folders[point.scenario],
+            lambda point: nullcontext(lambda text: None),
+            around_load,
+            checks,
+        )
 
     def join(self, nodeid: str, point: Point, test: str) -> None:
         if (nodeid, point) not in self._told:
             raise pytest.UsageError(
                 f"{nodeid} measures {point.id}, which -n does not know before it is run; request dsr1_point, or drop -n"
             )
-
-    def _folder_of(self, point: Point) -> Path:
-        return self._folders[point.scenario]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Tell the controller which test is of which point: it sees their ids only."""

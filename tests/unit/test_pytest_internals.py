@@ -194,12 +194,3 @@ def test_count_as_failed(pytestconfig: pytest.Config) -> None:
     assert plugin.lastfailed.pop("a skipped test")
     without = SimpleNamespace(get_plugin=lambda name: None)
     pytest_internals.count_as_failed(fake_config(pluginmanager=without), "a skipped test")
-
-
-def test_forget_marks(request: pytest.FixtureRequest) -> None:
-    """The mark is gone, and the others stay."""
-    item = request.node
-    item.add_marker(pytest.mark.benchmark(group="kept"))
-    item.add_marker(pytest.mark.skip(reason="another plugin's"))
-    pytest_internals.forget_marks(item, [mark for mark in item.own_markers if mark.name == "skip"])
-    assert [mark.name for mark in item.iter_markers()] == ["benchmark"]
