@@ -107,7 +107,7 @@ class Sweep:
             raise pytest.UsageError("; ".join(problems))
         try:
             if not own_server:
-                self.pool = self._choose(preflight.with_server_of_plugins(self._pytest, self.config))
+                self.pool = self._choose(self.config)
             self.batches.open()
             if self.pool is not None:
                 for served in self.pool.served:
@@ -139,12 +139,16 @@ class Sweep:
         # Not through SIGINT, which background jobs of a shell ignore.
         raise KeyboardInterrupt
 
-    # -- for the fixtures: see Session --------------------------------------------------------------------------------
+    # -- for the fixtures ---------------------------------------------------------------------------------------
 
     def serve(self) -> Served:
+        """The session's server.
+
+        :raises ServerError: It does not answer.
+        """
         if self.pool is None:
-            # The user's fixture requests ours.
-            self.pool = self._choose(preflight.with_server_of_plugins(self._pytest, self.config))
+            # The user's fixture dsr1_server requests ours.
+            self.pool = self._choose(self.config)
         return self.pool.serve(self.first_point)
 
     def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:

@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 
 import pytest
 
+from pytest_dsr1 import preflight
 from pytest_dsr1.batch import read_result
-from pytest_dsr1.collection import HINT
+from pytest_dsr1.collection import HINT, point_of
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.summary import Batch, Status
+from pytest_dsr1.servers.choose import print_launch
 from pytest_dsr1.session.sweep import Sweep
 
 #: Seconds between two updates of the live line, and between two plain lines where there is no terminal.
@@ -126,6 +129,27 @@ class Terminal:
             lines.append(f"results in {folder.relative_to(root) if folder.is_relative_to(root) else folder}")
         return [f"dsr1: {line}" for line in lines]
 
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Do what --preflight and --print-launch ask for, instead of running tests."""
+        config = self._sweep.config
+        if not (config.preflight or config.print_launch):
+            return None
+        selected = {point_of(item) for item in session.items}
+        points = [point for point in config.points if point in selected]
+        if config.print_launch:
+            if problem := print_launch(config, points, self._write):
+                raise pytest.UsageError(problem)
+        elif not preflight.show(config, points, self._sweep.checks_of_plugins(), self._write):
+            self._write("preflight failed")
+            # pytest counts its own failures here: exit status 1.
+            session.testsfailed = 1
+        return True
+
+    def _write(self, line: str) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(line)
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         sweep = self._sweep
         if sweep.measured_nothing:
@@ -187,19 +211,18 @@ def header_lines(config: SweepConfig, why: str, served: Sequence[Served]) -> lis
     return lines
 
 
-_COLUMNS = (
-    ("CONC", "{:>5}"),
-    ("result", "{:<11}"),
-    ("tokens/s", "{:>10}"),
-    ("out tok/s", "{:>10}"),
-    ("/GPU", "{:>9}"),
-    ("TTFT ms", "{:>9}"),
-    ("TPOT ms", "{:>8}"),
-    ("E2E ms", "{:>10}"),
-    ("tok/s/user", "{:>11}"),
-    ("vs B200 /GPU", "{:>13}"),
-    ("vs B200 E2E", "{:>12}"),
-    ("word ppl", "{:>9}"),
+#: The closing table: heading, width, format of the figure, and where a result has it.
+_COLUMNS: tuple[tuple[str, int, str, Callable[[Result], float | None]], ...] = (
+    ("tokens/s", 10, ",.1f", attrgetter("total_token_throughput")),
+    ("out tok/s", 10, ",.1f", attrgetter("output_throughput")),
+    ("/GPU", 9, ",.1f", attrgetter("tput_per_gpu")),
+    ("TTFT ms", 9, ",.2f", attrgetter("median_ttft_ms")),
+    ("TPOT ms", 8, ",.3f", attrgetter("median_tpot_ms")),
+    ("E2E ms", 10, ",.1f", attrgetter("median_e2el_ms")),
+    ("tok/s/user", 11, ",.2f", attrgetter("interactivity")),
+    ("vs B200 /GPU", 13, ".4f", attrgetter("tput_per_gpu_ratio_vs_b200_1126")),
+    ("vs B200 E2E", 12, ".4f", attrgetter("median_e2e_ratio_vs_b200_1126")),
+    ("word ppl", 9, ".4f", lambda result: result.accuracy.word_perplexity if result.accuracy else None),
 )
 
 
@@ -210,10 +233,14 @@ def closing_lines(batch: Batch, results: Sequence[Result | None], folder: str, a
     :param again: What is to be typed beside --resume.
     """
     lines = [f"ISL {batch.scenario.isl}, OSL {batch.scenario.osl} (latencies are medians)"]
-    lines.append(" ".join(shape.format(name) for name, shape in _COLUMNS).rstrip())
+    lines.append(" ".join([" CONC", f"{'result':<11}", *(f"{name:>{width}}" for name, width, *_ in _COLUMNS)]))
     for state, result in zip(batch.points, results, strict=True):
-        cells = [str(state.conc), str(state.status), *_figures(result if state.status is not Status.NOT_RUN else None)]
-        lines.append(" ".join(shape.format(cell) for cell, (_, shape) in zip(cells, _COLUMNS, strict=True)).rstrip())
+        measured = result if state.status is not Status.NOT_RUN else None
+        cells = [f"{state.conc:>5}", f"{state.status:<11}"]
+        for _, width, form, get in _COLUMNS:
+            figure = get(measured) if measured is not None else None
+            cells.append(f"{'-' if figure is None else format(figure, form):>{width}}")
+        lines.append(" ".join(cells))
     lines += [
         f"CONC {state.conc}: {state.reason}" for state in batch.points if state.status is Status.FAILED and state.reason
     ]
@@ -225,22 +252,3 @@ def closing_lines(batch: Batch, results: Sequence[Result | None], folder: str, a
     if any(state.finished for state in batch.points) and not all(state.finished for state in batch.points):
         lines.append(f"complete it with: pytest --resume {folder}{again}")
     return lines
-
-
-def _figures(result: Result | None) -> list[str]:
-    if result is None:
-        return ["-"] * (len(_COLUMNS) - 2)
-    perplexity = result.accuracy.word_perplexity if result.accuracy is not None else None
-    figures = (
-        (result.total_token_throughput, "{:,.1f}"),
-        (result.output_throughput, "{:,.1f}"),
-        (result.tput_per_gpu, "{:,.1f}"),
-        (result.median_ttft_ms, "{:,.2f}"),
-        (result.median_tpot_ms, "{:,.3f}"),
-        (result.median_e2el_ms, "{:,.1f}"),
-        (result.interactivity, "{:,.2f}"),
-        (result.tput_per_gpu_ratio_vs_b200_1126, "{:.4f}"),
-        (result.median_e2e_ratio_vs_b200_1126, "{:.4f}"),
-        (perplexity, "{:.4f}"),
-    )
-    return ["-" if value is None else shape.format(value) for value, shape in figures]

@@ -86,7 +86,7 @@ class Controller:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._tests: dict[str, PointTest] = {}
-        self._exchange = Path(tempfile.mkdtemp(prefix="dsr1-"))
+        self._exchange = tempfile.TemporaryDirectory(prefix="dsr1-")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -104,7 +104,7 @@ class Controller:
         order = Order(
             prompt_seed=sweep.config.prompt_seed,
             folders=tuple((scenario, str(folder)) for scenario, folder in sweep.batches.folders.items()),
-            collected=str(self._exchange / f"{node.gateway.id}.json"),
+            collected=str(self._collected_by(node)),
             served=served,
             lost=lost,
         )
@@ -117,7 +117,7 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
-        file = self._exchange / f"{node.gateway.id}.json"
+        file = self._collected_by(node)
         if self._tests or not file.exists():
             return
         tests = msgspec.json.decode(file.read_bytes(), type=list[PointTest])
@@ -132,9 +132,10 @@ class Controller:
         return make_scheduler(config, log, self._tests)
 
     def pytest_unconfigure(self) -> None:
-        for file in self._exchange.glob("*"):
-            file.unlink()
-        self._exchange.rmdir()
+        self._exchange.cleanup()
+
+    def _collected_by(self, node: Any) -> Path:
+        return Path(self._exchange.name) / f"{node.gateway.id}.json"
 
 
 class Worker:
