@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -39,21 +39,23 @@ class PreflightCheck:
     message: str
 
 
-def checks(config: SweepConfig) -> tuple[PreflightCheck, ...]:
-    """Check what needs no server: named files, the corpus, room for the results."""
-    return tuple(check for look in (_folder, _baselines, _corpus, _tokenizer) for check in look(config))
+def checks(config: pytest.Config, sweep: SweepConfig) -> tuple[PreflightCheck, ...]:
+    """Check what needs no server: named files, the corpus, disk space, and what plugins check."""
+    own = (check for look in (_folder, _baselines, _corpus, _tokenizer) for check in look(sweep))
+    of_plugins = config.hook.pytest_dsr1_preflight(config=config, sweep=sweep)
+    return (*own, *chain.from_iterable(of_plugins))
 
 
 def show(
-    config: SweepConfig, points: Sequence[Point], more: Sequence[PreflightCheck], say: Callable[[str], None]
+    found: Sequence[PreflightCheck], config: SweepConfig, points: Sequence[Point], say: Callable[[str], None]
 ) -> bool:
     """Do what --preflight asks for: say what was found and what would be run.
 
+    :param found: The checks that need no server.
     :param points: The points that would be measured.
-    :param more: Checks of plugins.
     :return: Whether everything passed.
     """
-    found = (*checks(config), *more, *_launch(config, points))
+    found = (*found, *_launch(config, points))
     for check in found:
         say(f"{'ok    ' if check.passed else 'FAILED'} {check.message}")
     performance = config.mode is not Mode.ACC

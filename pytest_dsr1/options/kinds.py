@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-# Modules of the plugin are imported when an option is read: the table of options is made in every pytest session of
-# every project.
+# Other modules are imported when an option is read: this one is imported in every pytest session.
 
 
 class NotAcceptedError(ValueError):
@@ -29,20 +29,16 @@ def whole_number(minimum: int, maximum: float = math.inf) -> Callable[[str], int
     return parse
 
 
-def seconds(text: str) -> float:
-    """A finite number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
+def positive(maximum: float = sys.float_info.max) -> Callable[[str], float]:
+    """A reader of numbers above 0 and up to `maximum`."""
 
+    def parse(text: str) -> float:
+        value = float(text)
+        if not 0 < value <= maximum:
+            raise ValueError
+        return value
 
-def range_ratio(text: str) -> float:
-    """A number above 0 and at most 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise ValueError
-    return value
+    return parse
 
 
 def concurrencies(text: str) -> tuple[int, ...]:
@@ -56,11 +52,6 @@ def concurrencies(text: str) -> tuple[int, ...]:
 def of_core(name: str) -> Callable[[str], Any]:
     """A reader of that name in `core.config`."""
     return lambda text: getattr(import_module("pytest_dsr1.core.config"), name)(text)
-
-
-def gate_or_off(text: str) -> bool:
-    """Whether the accuracy gate is evaluated."""
-    return {"gate": True, "off": False}[text]
 
 
 def team(text: str) -> str:
@@ -126,7 +117,7 @@ def of_launch(name: str) -> Callable[[str], str]:
 class Kind(NamedTuple):
     """What the text of an option may be.
 
-    :param parse: Text to value. A ValueError becomes a usage error that quotes `accepted`.
+    :param parse: Text to value. A ValueError or KeyError becomes a usage error that quotes `accepted`.
     :param metavar: Stands for the text in --help.
     """
 
@@ -135,14 +126,14 @@ class Kind(NamedTuple):
     metavar: str
 
 
-#: Of an option without a text.
+#: For an option without a text.
 FLAG = Kind(filled, "", "")
 COUNT = Kind(whole_number(1), "a whole number from 1", "N")
 VOCAB_SIZE = Kind(whole_number(2), "a whole number from 2", "N")
 PORT = Kind(whole_number(1, 65535), "a whole number from 1 to 65535", "PORT")
 SEED = Kind(whole_number(0, 2**32 - 1), "a whole number from 0 to 2^32-1", "N")
-SECONDS = Kind(seconds, "a number of seconds above 0", "SECONDS")
-RANGE_RATIO = Kind(range_ratio, "a number above 0 and at most 1", "R")
+SECONDS = Kind(positive(), "a number of seconds above 0", "SECONDS")
+RANGE_RATIO = Kind(positive(1), "a number above 0 and at most 1", "R")
 CONCURRENCIES = Kind(concurrencies, "whole numbers from 1, each once, separated by commas", "LIST")
 SCENARIOS = Kind(
     of_core("scenarios_of"),
@@ -151,7 +142,7 @@ SCENARIOS = Kind(
 )
 MODE = Kind(of_core("Mode"), "acc, perf or submit", "MODE")
 ENGINE = Kind(of_core("Engine"), "auto, sglang or reference", "ENGINE")
-GATE = Kind(gate_or_off, "gate or off", "gate|off")
+GATE = Kind({"gate": True, "off": False}.__getitem__, "gate or off", "gate|off")
 TEAM = Kind(team, "a team name on one line", "NAME")
 ADDRESS = Kind(address, "http(s)://HOST[:PORT][/PATH], without user, query or fragment", "URL")
 SERVER_URL = Kind(server_url, "http(s)://HOST[:PORT], without user, query or fragment", "URL")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,6 @@ def ini_options(config: pytest.Config) -> dict[str, Any]:
 def _given(get: Callable[[str], Any]) -> dict[str, Any]:
     values = {option.name: get(option.dest) for option in OPTIONS}
     return {name: value for name, value in values.items() if value not in (None, [], False)}
-
-
-def asks_for_sweep(given: Texts) -> bool:
-    """Whether anything is to be measured."""
-    return any(option.starts_sweep and option.name in given for option in OPTIONS)
 
 
 def parse(typed: Texts, environ: Mapping[str, str], ini: Texts | None = None) -> dict[str, Any]:
@@ -114,17 +110,6 @@ def _placed(config: SweepConfig, values: Values) -> SweepConfig:
             nested.setdefault(outer, {})[inner] = value
     top = nested.pop("", {})
     return replace(config, **top, **{name: replace(getattr(config, name), **inner) for name, inner in nested.items()})
-
-
-def default_of(option: Option) -> Any:
-    """What an option means where nobody gave it; None where code or a server decides."""
-    value: Any = _DEFAULTS
-    for name in option.attribute.split(".") if option.attribute else ():
-        value = getattr(value, name)
-    return None if value is _DEFAULTS else value
-
-
-_DEFAULTS = SweepConfig(scenarios=())
 
 
 def _scenarios_of(values: Values) -> tuple[Scenario, ...]:
@@ -233,12 +218,21 @@ def resumed_values(typed: Texts, stored: Mapping[Path, Texts]) -> dict[str, Any]
                 "resume them one at a time"
             )
     asked = parse(typed, {})
-    _refuse_other_lengths(asked, scenarios)
+    if asked.keys() & set(_LENGTHS) and set(_scenarios_of(asked)) != set(scenarios):
+        raise pytest.UsageError(
+            f"--resume: the folders hold ISL/OSL {', '.join(map(str, scenarios))}, "
+            f"but {', '.join(map(str, _scenarios_of(asked)))} was typed; drop the lengths"
+        )
+    defaults = SweepConfig(scenarios=())
     for option in _STORED:
         if option.name not in asked:
             continue
         value, kept_value = asked[option.name], merged[option.name]
-        if value != (default_of(option) if kept_value is None else kept_value):
+        if kept_value is None and option.attribute:
+            agrees = value == attrgetter(option.attribute)(defaults)
+        else:
+            agrees = value == kept_value
+        if not agrees:
             has = "none" if kept_value is None else repr(_to_text(option, kept_value))
             raise pytest.UsageError(
                 f"{option.name}: {_to_text(option, value)!r} contradicts the resumed batch, which has {has}; drop it"
@@ -246,11 +240,3 @@ def resumed_values(typed: Texts, stored: Mapping[Path, Texts]) -> dict[str, Any]
     values = {name: value for name, value in merged.items() if value is not None}
     values |= {name: value for name, value in asked.items() if not BY_NAME[name].stored}
     return values | {"--scenario": tuple(scenarios)}
-
-
-def _refuse_other_lengths(asked: Values, scenarios: Sequence[Scenario]) -> None:
-    if asked.keys() & set(_LENGTHS) and set(_scenarios_of(asked)) != set(scenarios):
-        raise pytest.UsageError(
-            f"--resume: the folders hold ISL/OSL {', '.join(map(str, scenarios))}, "
-            f"but {', '.join(map(str, _scenarios_of(asked)))} was typed; drop the lengths"
-        )

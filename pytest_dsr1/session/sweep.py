@@ -29,23 +29,23 @@ from pytest_dsr1.core.text import first_line
 from pytest_dsr1.servers import Reporter, ServerError
 from pytest_dsr1.servers.pool import ServerPool, launch_note
 
-#: What a shell makes of a process that SIGTERM ended.
+#: Exit status that a shell reports for a process that SIGTERM ended.
 EXIT_TERMINATED = 143
-#: Options of pytest that show something and run nothing.
+#: Options of pytest that show something and run no test.
 _SHOWS_ONLY = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test", "cacheshow")
-#: Seconds for the cause of a server's end, where a worker found the server gone.
+#: Longest wait, in seconds, for the cause of a server's end.
 _CAUSE_S = 5.0
 
 
 class Sweep:
     """The plugin object of a session that measures, in the process that owns it.
 
-    :param complete: Whether the resumed batches miss nothing, so that there is nothing to be run.
-    :param workers: How many workers of xdist there are.
-    :ivar begun: Whether the session came so far that there are batches.
-    :ivar terminated: Whether SIGTERM ends it.
-    :ivar stopped_by_user: Whether Ctrl+C or the like ended it.
-    :ivar cause: What the server died of, where a worker found it gone.
+    :param complete: Whether the resumed batches have all their results, so that no test is run.
+    :param workers: Number of xdist workers.
+    :ivar begun: Whether the session has batches.
+    :ivar terminated: Whether SIGTERM ended it.
+    :ivar stopped_by_user: Whether Ctrl+C or `pytest.exit` ended it.
+    :ivar cause: Why the server ended, if a worker found that it does not answer.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Sweep:
         self.begun = self.terminated = self.stopped_by_user = False
         self.cause = ""
         self._pytest = config
-        self._reporter = reporter
+        self.reporter = reporter
         self._watch = watch
         self._complete = complete
         self._workers = workers
@@ -75,7 +75,7 @@ class Sweep:
 
     @property
     def measures(self) -> bool:
-        """Whether anything is run; not for --collect-only, --preflight and the like."""
+        """Whether tests are run; not for --collect-only, --preflight and the like."""
         shows = self.config.preflight or self.config.print_launch
         return not (shows or any(getattr(self._pytest.option, name, False) for name in _SHOWS_ONLY))
 
@@ -84,14 +84,8 @@ class Sweep:
         """The batches in sweep order; at the end, those that have points."""
         return tuple(self.batches)
 
-    @property
-    def first_point(self) -> Point:
-        """The point that the server is started for: the first of those that are measured."""
-        due, points = self.ledger.points, self.config.launch_points
-        return next((point for point in points if point in due), points[0])
-
     def shown(self, folder: Path) -> str:
-        """A folder as a user would type it where he is."""
+        """The path of a folder as the user can type it."""
         here = self._pytest.invocation_params.dir
         return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
@@ -102,7 +96,7 @@ class Sweep:
         if not self.measures:
             return
         own_server = preflight.brings_own_server(self._pytest, self.config, self._workers)
-        checks = [*preflight.checks(self.config), *self.checks_of_plugins()]
+        checks = preflight.checks(self._pytest, self.config)
         if problems := [check.message for check in checks if not check.passed]:
             raise pytest.UsageError("; ".join(problems))
         try:
@@ -123,20 +117,15 @@ class Sweep:
         for journal in self.batches:
             self._pytest.hook.pytest_dsr1_batch_started(config=self._pytest, batch=journal.batch)
 
-    def checks_of_plugins(self) -> list[preflight.PreflightCheck]:
-        """What plugins find before a server is started."""
-        found = self._pytest.hook.pytest_dsr1_preflight(config=self._pytest, sweep=self.config)
-        return [check for checks in found for check in checks]
-
     def _choose(self, config: SweepConfig) -> ServerPool:
         return preflight.choose_server(
-            self._pytest, config, self._reporter, on_served=self._note_server, workers=self._workers
+            self._pytest, config, self.reporter, on_served=self._note_server, workers=self._workers
         )
 
     def _terminate(self, _number: int, _frame: object) -> None:
-        """End as Ctrl+C does, so that everything that is undone then is undone now."""
+        """End as Ctrl+C does, with the same cleaning up."""
         self.terminated = True
-        # Not through SIGINT, which background jobs of a shell ignore.
+        # Raised, since background jobs of a shell ignore SIGINT.
         raise KeyboardInterrupt
 
     # -- for the fixtures ---------------------------------------------------------------------------------------
@@ -149,7 +138,9 @@ class Sweep:
         if self.pool is None:
             # The user's fixture dsr1_server requests ours.
             self.pool = self._choose(self.config)
-        return self.pool.serve(self.first_point)
+        # It is started for the first point that is measured.
+        due, points = self.ledger.points, self.config.launch_points
+        return self.pool.serve(next((point for point in points if point in due), points[0]))
 
     def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
         config = preflight.with_server(self.config, served, "the fixture dsr1_server")
@@ -204,7 +195,7 @@ class Sweep:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.batches.start(self.ledger.start(nodeid))
 
-    # trylast: pytest's own --lf must have had its say about a skipped test first.
+    # trylast: after pytest's own --lf, which takes a skipped test for one that did not fail.
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         remarks: Mapping[str, Any] = getattr(report, "dsr1", {})
@@ -226,7 +217,7 @@ class Sweep:
     def _reason(self, report: pytest.TestReport, remarks: Mapping[str, Any]) -> str:
         """Why a test did not pass, in one line."""
         if remarks.get("lost") and self._workers and self.pool is not None and self.pool.plan is not None:
-            # A worker knows only that nobody answers; whoever started the server knows what it died of.
+            # A worker knows only that the server does not answer; this process started it and has its log.
             self.cause = self.pool.problem(_CAUSE_S)
             if self.cause:
                 return first_line(self.cause)
@@ -238,7 +229,7 @@ class Sweep:
         result = read_result(journal.folder, end.point)
         if result is not None:
             if self.pool is not None and (changes := self.pool.changes_since_last(result.fields.get("server", {}))):
-                journal.note(f"CONC {end.point.conc}: the server is not as it was for the point before: {changes}")
+                journal.note(f"CONC {end.point.conc}: the server changed since the point before: {changes}")
             for finding in result.findings:
                 if finding.severity == "warn":
                     journal.note(f"CONC {end.point.conc}: warning {finding.check}: {finding.message}")
@@ -248,7 +239,7 @@ class Sweep:
     # -- the session's end --------------------------------------------------------------------------------------------
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # Called for a session that stopped itself (`shouldstop`), too: with a class of pytest's own, or of xdist's.
+        # Also called where `shouldstop` ended the session, with an exception of pytest or xdist.
         self.stopped_by_user = type(excinfo.value) is KeyboardInterrupt or excinfo.errisinstance(pytest.exit.Exception)
 
     @pytest.hookimpl(tryfirst=True)
@@ -256,7 +247,7 @@ class Sweep:
         if not self.begun:
             return
         if session.exitstatus == pytest.ExitCode.INTERRUPTED and not self.stopped_by_user and self.ledger.any_failed:
-            # The server was lost, and nobody wanted to stop: that is a failure, not an interruption.
+            # The server was lost, and no user stopped the session: that is a failure, not an interruption.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         interrupted = self.terminated or session.exitstatus == pytest.ExitCode.INTERRUPTED
         for end in self.ledger.close(interrupted=interrupted):
@@ -271,7 +262,7 @@ class Sweep:
         if self.terminated:
             return EXIT_TERMINATED
         if status == pytest.ExitCode.NO_TESTS_COLLECTED and self._complete:
-            # Nothing was missing: what the batch says is what there is to say.
+            # The batch had all its results.
             status = pytest.ExitCode.OK
         elif status == pytest.ExitCode.OK and self.measured_nothing:
             status = pytest.ExitCode.TESTS_FAILED
@@ -279,13 +270,13 @@ class Sweep:
 
     @property
     def measured_nothing(self) -> bool:
-        """Whether no test of the sweep was run, which nobody asked for."""
+        """Whether no test of the sweep was run, although a sweep was asked for."""
         return self.begun and not self._ran and not self._complete and not self.stopped_by_user
 
     def pytest_unconfigure(self) -> None:
         if self.begun:
             self.batches.close()
-        # A second Ctrl+C has ended the server at once, and there is nothing left to interrupt.
+        # After a second Ctrl+C the server has ended, and there is nothing left to interrupt.
         with suppress(KeyboardInterrupt):
             self.stop_server()
         if self._old_handler is not None:

@@ -121,9 +121,8 @@ class Terminal:
 
     def pytest_report_header(self) -> list[str]:
         pool = self._sweep.pool
-        lines = header_lines(
-            self._sweep.config, pool.why if pool is not None else "", pool.served[:1] if pool is not None else ()
-        )
+        why, served = (pool.why, pool.served[:1]) if pool is not None else ("", ())
+        lines = header_lines(self._sweep.config, why, served)
         for folder in sorted(self._sweep.batches.folders.values()):
             root = self._config.rootpath
             lines.append(f"results in {folder.relative_to(root) if folder.is_relative_to(root) else folder}")
@@ -134,21 +133,17 @@ class Terminal:
         config = self._sweep.config
         if not (config.preflight or config.print_launch):
             return None
+        say = self._sweep.reporter.line
         selected = {point_of(item) for item in session.items}
         points = [point for point in config.points if point in selected]
         if config.print_launch:
-            if problem := print_launch(config, points, self._write):
+            if problem := print_launch(config, points, say):
                 raise pytest.UsageError(problem)
-        elif not preflight.show(config, points, self._sweep.checks_of_plugins(), self._write):
-            self._write("preflight failed")
+        elif not preflight.show(preflight.checks(self._config, config), config, points, say):
+            say("preflight failed")
             # pytest counts its own failures here: exit status 1.
             session.testsfailed = 1
         return True
-
-    def _write(self, line: str) -> None:
-        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter.write_line(line)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         sweep = self._sweep
@@ -178,8 +173,9 @@ class Terminal:
 
 
 def header_lines(config: SweepConfig, why: str, served: Sequence[Served]) -> list[str]:
-    """What will be measured, on what, and how much that is.
+    """What will be measured, on which server, and how many requests and tokens that is.
 
+    :param why: Which server was chosen, and why; empty if none was.
     :param served: The server, if it has answered.
     """
     points = config.points
@@ -227,10 +223,10 @@ _COLUMNS: tuple[tuple[str, int, str, Callable[[Result], float | None]], ...] = (
 
 
 def closing_lines(batch: Batch, results: Sequence[Result | None], folder: str, again: str = "") -> list[str]:
-    """A table of medians, the reasons of failures, and where everything lies.
+    """A table of medians, the reasons of failures, and the path of the summary.
 
     :param results: Of the batch's points, in their order.
-    :param again: What is to be typed beside --resume.
+    :param again: What is typed after --resume and the folder.
     """
     lines = [f"ISL {batch.scenario.isl}, OSL {batch.scenario.osl} (latencies are medians)"]
     lines.append(" ".join([" CONC", f"{'result':<11}", *(f"{name:>{width}}" for name, width, *_ in _COLUMNS)]))
@@ -248,7 +244,7 @@ def closing_lines(batch: Batch, results: Sequence[Result | None], folder: str, a
         warnings = [one for one in result.findings if one.severity == "warn"] if result is not None else []
         lines += [f"CONC {state.conc}: warning {one.check}: {one.message}" for one in warnings]
     lines.append(f"{folder}/summary.txt: {batch.count(Status.PASSED)} of {len(batch.points)} passed")
-    # A batch of which nothing was finished is begun anew, with other options perhaps.
+    # A batch without a finished point need not be resumed: a new sweep does the same.
     if any(state.finished for state in batch.points) and not all(state.finished for state in batch.points):
         lines.append(f"complete it with: pytest --resume {folder}{again}")
     return lines
