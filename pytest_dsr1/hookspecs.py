@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @pytest.hookspec(firstresult=True)
 def pytest_dsr1_server(config: pytest.Config, sweep: SweepConfig) -> Served | None:
-    """Bring the server that is measured: return it, or None for no opinion.
+    """Provide the server that is measured: return it, or None to provide none.
 
-    Called once, in the process that owns the session, before anything is measured, and only where --server-url was
-    not typed. The server must answer, and is measured like one that --server-url names. End it in `pytest_unconfigure`.
+    Called once, in the process that owns the session, before anything is measured, and only if --server-url was not
+    typed. The server must answer; it is measured like one that --server-url names. Stop it in `pytest_unconfigure`.
 
     Example::
 
@@ -40,7 +40,7 @@ def pytest_dsr1_refuse_server(config: pytest.Config, why: str, reference: bool, 
 
     Called when the server is chosen, and again when it has answered.
 
-    :param why: Who serves, and why no other.
+    :param why: Which server was chosen, and why.
     :param reference: Whether it is the embedded engine.
     :param served: What the server says of itself; None before it answered.
     """
@@ -48,7 +48,7 @@ def pytest_dsr1_refuse_server(config: pytest.Config, why: str, reference: bool, 
 
 @pytest.hookspec
 def pytest_dsr1_preflight(config: pytest.Config, sweep: SweepConfig) -> Iterable[PreflightCheck] | None:
-    """Look for what would fail later, before a server is started.
+    """Check what would fail later, before a server is started.
 
     A check that did not pass ends the session.
     """
@@ -85,7 +85,7 @@ def pytest_dsr1_load_ended(config: pytest.Config, point: Point, served: Served) 
 
     Called in the process that measures.
 
-    :return: What is to stand in the result: one object for each name, under `extra`.
+    :return: What is added to the result, under `extra`: one object for each name.
     """
 
 
@@ -106,7 +106,7 @@ def pytest_dsr1_point_ended(config: pytest.Config, point: Point, state: PointSta
 
 @pytest.hookspec
 def pytest_dsr1_batch_ended(config: pytest.Config, batch: Batch) -> None:
-    """No test of a batch will be run any more. Called before anything is submitted.
+    """The last test of a batch has run. Called before anything is submitted.
 
     A point that is failed here, by `pytest_dsr1_objections`, is not submitted.
     """

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from operator import attrgetter
 
 import pytest
@@ -28,50 +27,32 @@ PLAIN_PERIOD_S = 60.0
 
 
 class LiveLine:
-    """Says how far a measurement is: live on a terminal, else one line a minute."""
+    """Shows how far a measurement or a server's start is: live on a terminal, else one line a minute."""
 
-    def __init__(self, config: pytest.Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._clock = clock
         self._live = False
+        self._active = False
         self._due_s = 0.0
-        self._waiting = False
-
-    @contextmanager
-    def watch(self, point: Point) -> Iterator[Callable[[str], None]]:
-        """While a point is measured; what it gives is called with how far the measurement is."""
-        self._begin()
-        try:
-            yield partial(self._say, f"{point.id} ")
-        finally:
-            self._end()
-
-    # -- servers.Reporter ---------------------------------------------------------------------------------------------
 
     def line(self, text: str) -> None:
-        """Say something that stays to be read."""
+        """Print a line that stays."""
         self._end()
         self._write_plain(text)
 
-    def progress(self, text: str) -> None:
-        """Say how far a server's start is."""
-        if not self._waiting:
-            self._waiting = True
-            self._begin()
-        self._say("", text)
+    def progress(self, text: str, name: str = "") -> None:
+        """Show the progress of something; the next call replaces the text.
 
-    # -- how ----------------------------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        # Inside a test sys.stdout is pytest's, unless capturing is off.
-        with self._uncaptured():
-            # Without pytest's reporter there is no line to write behind.
-            self._live = sys.stdout.isatty() and self._config.pluginmanager.has_plugin("terminalreporter")
-        now_s = self._clock()
-        self._due_s = now_s if self._live else now_s + PLAIN_PERIOD_S
-
-    def _say(self, name: str, text: str) -> None:
-        now_s = self._clock()
+        :param name: What stands before the text where there is no terminal.
+        """
+        now_s = time.monotonic()
+        if not self._active:
+            self._active = True
+            # Inside a test sys.stdout is pytest's, unless capturing is off.
+            with self._uncaptured():
+                # Without pytest's reporter there is no line to write behind.
+                self._live = sys.stdout.isatty() and self._config.pluginmanager.has_plugin("terminalreporter")
+            self._due_s = now_s if self._live else now_s + PLAIN_PERIOD_S
         if now_s < self._due_s:
             return
         if self._live:
@@ -81,10 +62,18 @@ class LiveLine:
             self._due_s = now_s + PLAIN_PERIOD_S
             self._write_plain(f"{name}{text}")
 
+    @contextmanager
+    def watch(self, point: Point) -> Iterator[Callable[[str], None]]:
+        """While a point is measured; what it gives is called with a text that says how far the measurement is."""
+        try:
+            yield lambda text: self.progress(text, f"{point.id} ")
+        finally:
+            self._end()
+
     def _end(self) -> None:
-        self._waiting = False
-        if self._live:
+        if self._active and self._live:
             self._write_live("")
+        self._active = False
 
     def _write_live(self, text: str) -> None:
         """Write behind the running test's name, where its outcome replaces it."""

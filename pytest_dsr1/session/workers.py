@@ -26,11 +26,11 @@ from pytest_dsr1.session.sweep import EXIT_TERMINATED, Sweep
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller tells a worker before it starts.
 
-    :param prompt_seed: Of the session; a worker that drew its own would repeat another's prompts.
+    :param prompt_seed: Of the session: all workers draw from one set of prompts.
     :param folders: The batch folder of each scenario.
     :param collected: The file in which the worker writes which tests it found.
-    :param served: The server that it measures; None where nothing is measured.
-    :param lost: Why there is none; empty where there is one.
+    :param served: The server that it measures; None where nothing is measured, or the server is lost.
+    :param lost: Why the server is lost; else empty.
     """
 
     prompt_seed: int
@@ -41,7 +41,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, config: pytest.Config) -> Order | None:
-        """The order of this process; None if it is no worker, or is told nothing."""
+        """The order of this process; None if it is not a worker, or has no order."""
         given: Mapping[str, Any] | None = getattr(config, "workerinput", None)
         return None if given is None or "dsr1" not in given else msgspec.json.decode(given["dsr1"], type=cls)
 
@@ -76,8 +76,7 @@ def refuse_surplus(config: SweepConfig, workers: int) -> None:
             f"{servers - 1} of them"
         )
     if workers and (config.preflight or config.print_launch):
-        option = "--preflight" if config.preflight else "--print-launch"
-        raise pytest.UsageError(f"{option} runs nothing, so it needs no -n; drop it")
+        raise pytest.UsageError("--preflight and --print-launch run no test, so they need no worker; drop -n")
 
 
 class Controller:
@@ -95,7 +94,7 @@ class Controller:
             try:
                 served = sweep.pool.bind(node, sweep.config.points[0])
             except ServerError as error:
-                # Said by the worker's first test, so that the batch has it too.
+                # The worker's first test fails with it, so that the batch has the reason.
                 lost = str(error)
             except KeyboardInterrupt:
                 if sweep.terminated:
@@ -121,13 +120,13 @@ class Controller:
         if self._tests or not file.exists():
             return
         tests = msgspec.json.decode(file.read_bytes(), type=list[PointTest])
-        # The scheduler has this very mapping.
+        # Updated in place: the scheduler uses the same mapping.
         self._tests.update({test.nodeid: test for test in tests})
         self._sweep.select(tests)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        # In the order of the sweep, not by the number of tests.
+        # Points are measured in the order of the sweep, and not by their number of tests.
         config.option.loadscopereorder = False
         return make_scheduler(config, log, self._tests)
 
@@ -168,18 +167,19 @@ class Worker:
     def join(self, nodeid: str, point: Point, test: str) -> None:
         if (nodeid, point) not in self._told:
             raise pytest.UsageError(
-                f"{nodeid} measures {point.id}, which -n does not know before it is run; request dsr1_point, or drop -n"
+                f"{nodeid} measures {point.id}, which is not known before the test runs, as -n needs it; request "
+                "dsr1_point, or drop -n"
             )
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Tell the controller which test is of which point: it sees their ids only."""
+        """Tell the controller which point each test measures; it sees only their ids."""
         tests = point_tests(session.items)
         self._told = {(test.nodeid, test.point) for test in tests}
         Path(self._order.collected).write_bytes(msgspec.json.encode(tests))
 
 
 def make_scheduler(config: pytest.Config, log: Any, tests: Mapping[str, PointTest]) -> Any:
-    """xdist's scheduling by scope, where the tests of one point are a scope.
+    """xdist's scheduling by scope: the tests of one point are a scope.
 
     :param tests: The tests of points by their ids; filled when a worker has collected.
     """
