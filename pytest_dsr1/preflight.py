@@ -160,9 +160,8 @@ def brings_own_server(config: pytest.Config, sweep: SweepConfig, workers: int) -
     if not found:
         return False
     seen = (config.rootpath, config.rootpath / "tests_bench")
-    if config.pluginmanager.has_plugin("dsr1_alone") and (
-        hidden := next((file for file in found if file.parent not in seen), None)
-    ):
+    hidden = next((file for file in found if file.parent not in seen), None)
+    if hidden is not None and config.pluginmanager.has_plugin("dsr1_alone"):
         raise pytest.UsageError(
             f"{hidden} defines dsr1_server, which the sweep's own tests cannot use: move it to the conftest.py of "
             f"{config.rootpath}, or implement the hook pytest_dsr1_server"
@@ -231,7 +230,8 @@ def choose_server(
         for served in pool.ask_all() if pool.running else ():
             refuse(served)
         _require_measurable(sweep, pool, workers)
-    except (RecipeError, AccuracyError, ValueError) as error:
+    # A RecipeError or VocabularyError is a ValueError.
+    except (AccuracyError, ValueError) as error:
         raise ServerError(str(error)) from None
     return pool
 

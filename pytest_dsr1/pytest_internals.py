@@ -56,35 +56,15 @@ def hide_values(config: pytest.Config, parser: pytest.Parser, args: Sequence[str
 
 
 def owner_of_option(config: pytest.Config, name: str) -> str:
-    """The file of the plugin or conftest that declared an option, else its name."""
+    """The file of the plugin or conftest that declares an option, else its name.
+
+    It is the one whose hook has the option's name among the constants of its code.
+    """
     for implementation in config.hook.pytest_addoption.get_hookimpls():
-        recorder = _OptionRecorder()
-        available = {"parser": recorder, "pluginmanager": config.pluginmanager}
-        try:
-            implementation.function(*(available[argument] for argument in implementation.argnames))
-        # Another plugin's hook may do anything with a parser that only records.
-        except Exception:
-            continue
-        if name in recorder.names:
+        code = getattr(implementation.function, "__code__", None)
+        if code is not None and repr(name) in repr(code.co_consts):
             return str(getattr(implementation.plugin, "__file__", None) or implementation.plugin_name)
     return "another plugin"
-
-
-class _OptionRecorder:
-    """Stands for a parser, and keeps the names of the options that are declared on it."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def getgroup(self, *_: object, **__: object) -> _OptionRecorder:
-        return self
-
-    def addoption(self, *names: str, **_: object) -> None:
-        self.names.update(names)
-
-    _addoption = addoption
-
-    def addini(self, *_: object, **__: object) -> None: ...
 
 
 def location_by(config: pytest.Config, parser: pytest.Parser, args: Sequence[str]) -> tuple[Path, Path | None]:

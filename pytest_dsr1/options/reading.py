@@ -21,7 +21,7 @@ from pytest_dsr1.options.table import BY_NAME, OPTIONS, Option
 Texts = Mapping[str, Any]
 #: Option name to its value.
 Values = Mapping[str, Any]
-#: Names the team where --mode submit was typed without one. The predecessor's variable.
+#: Environment variable with the team for --mode submit without --submit-team. The predecessor has it, too.
 TEAM_VARIABLE = "TEAM_NAME_ENV"
 
 
@@ -54,7 +54,7 @@ def parse(typed: Texts, environ: Mapping[str, str], ini: Texts | None = None) ->
         elif ini and option.name in ini:
             values[option.name] = _parse(option, ini[option.name], f"{option.dest} (ini file)")
     if values.get("--mode") is Mode.SUBMIT and "--submit-team" not in values and environ.get(TEAM_VARIABLE, "").strip():
-        # Only supplies a name: it never turns submission on.
+        # It only supplies a name, and never turns submission on.
         team = BY_NAME["--submit-team"]
         values[team.name] = _parse(team, environ[TEAM_VARIABLE], f"{TEAM_VARIABLE} (environment)")
     return values
@@ -82,27 +82,26 @@ def _parse_text(option: Option, text: str, source: str) -> Any:
 
 
 def make_config(values: Values, typed: Texts, rootdir: Path) -> SweepConfig:
-    """The sweep that parsed options ask for.
+    """The configuration that parsed options give.
 
-    :param typed: What was typed, to tell it from the environment.
+    :param typed: The options of the command line, to tell them from the environment.
     :param rootdir: The folder that a relative --reports-dir is relative to.
     :raises pytest.UsageError: Options contradict each other.
     """
-    config = _placed(SweepConfig(scenarios=_scenarios_of(values), mode=_mode_of(values)), values)
     config = replace(
-        config,
+        _placed(SweepConfig(scenarios=_scenarios_of(values)), values),
         mode=_mode_of(values),
         model_from_environment="--model" not in typed,
         # A fixed default would let a second session on the same server find the first one's prompts in its cache.
         prompt_seed=values.get("--prompt-seed", secrets.randbelow(2**32)),
-        reports_dir=rootdir / config.reports_dir,
     )
+    config = replace(config, reports_dir=rootdir / config.reports_dir)
     _refuse_contradictions(config)
     return config
 
 
 def _placed(config: SweepConfig, values: Values) -> SweepConfig:
-    """`config` with each value in the place that its option names."""
+    """`config` with each value in the attribute that its option names."""
     nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if place := BY_NAME[name].attribute:
@@ -138,14 +137,23 @@ def _mode_of(values: Values) -> Mode:
 def _refuse_contradictions(config: SweepConfig) -> None:
     launch, urls = config.launch, config.server_urls
     if config.mode is Mode.SUBMIT:
-        _refuse_unsubmittable(config)
+        # Found now, and not after hours of measuring.
+        if not config.accuracy:
+            raise pytest.UsageError("--accuracy off is never submitted: a result needs its accuracy; drop one of both")
+        if config.accuracy_limit is not None:
+            raise pytest.UsageError(
+                "--accuracy-limit is never submitted: a part of the accuracy task is not the task; drop one of both"
+            )
+        if problem := routing_problem(config.scenarios, config.leaderboard_url):
+            raise pytest.UsageError(problem)
     if urls and config.engine is not Engine.AUTO:
         raise pytest.UsageError(
             f"--engine {config.engine} starts a server of its own, --server-url {urls[0]} names one; drop one"
         )
-    for place, url in enumerate(urls):
-        if same := next((other for other in urls[:place] if _one_name(other) == _one_name(url)), None):
-            raise pytest.UsageError(f"--server-url: {same} and {url} are one server; drop one")
+    hosts = [url.replace("//localhost", "//127.0.0.1") for url in urls]
+    for place, host in enumerate(hosts):
+        if (first := hosts.index(host)) != place:
+            raise pytest.UsageError(f"--server-url: {urls[first]} and {urls[place]} are one server; drop one")
     if launch.typed and (urls or config.engine is Engine.REFERENCE):
         serves = f"--server-url {urls[0]}" if urls else "--engine reference"
         raise pytest.UsageError(f"{launch.typed[0]} says how SGLang is launched, and {serves} launches none; drop one")
@@ -153,22 +161,6 @@ def _refuse_contradictions(config: SweepConfig) -> None:
         raise pytest.UsageError("--mode acc measures accuracy only, --accuracy off leaves it out; drop one")
     if not config.accuracy and config.record_accuracy_baseline is not None:
         raise pytest.UsageError("--record-accuracy-baseline needs an accuracy, --accuracy off leaves it out; drop one")
-
-
-def _refuse_unsubmittable(config: SweepConfig) -> None:
-    """Refuse what mode submit could otherwise find out only after hours of measuring."""
-    if not config.accuracy:
-        raise pytest.UsageError("--accuracy off is never submitted: a result needs its accuracy; drop one of both")
-    if config.accuracy_limit is not None:
-        raise pytest.UsageError(
-            "--accuracy-limit is never submitted: a part of the accuracy task is not the task; drop one of both"
-        )
-    if problem := routing_problem(config.scenarios, config.leaderboard_url):
-        raise pytest.UsageError(problem)
-
-
-def _one_name(url: str) -> str:
-    return url.replace("//localhost", "//127.0.0.1")
 
 
 # -- a batch that is resumed ------------------------------------------------------------------------------------------
@@ -195,7 +187,7 @@ def _to_text(option: Option, value: Any) -> Any:
 
 
 def resumed_values(typed: Texts, stored: Mapping[Path, Texts]) -> dict[str, Any]:
-    """The options of interrupted batches, compared with what was typed too.
+    """The options of interrupted batches, with those that were typed.
 
     :param stored: Batch folder to the options kept in it.
     :raises pytest.UsageError: A typed option contradicts a folder's, or folders contradict each other.

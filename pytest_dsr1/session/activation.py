@@ -21,7 +21,7 @@ from pytest_dsr1.session.sweep import Sweep
 from pytest_dsr1.session.terminal import LiveLine, Terminal
 from pytest_dsr1.submit.plugin import SubmitPlugin, with_hook
 
-#: What the fixtures use: the owner of a session, or a worker.
+#: What the fixtures use: the sweep in the process that owns the session, or a worker.
 Session: TypeAlias = Sweep | workers.Worker
 SESSION = pytest.StashKey[Session]()
 
@@ -46,10 +46,16 @@ def activate(config: pytest.Config) -> None:
     alone = collection.Alone.needed(config)
     if alone is not None:
         config.pluginmanager.register(alone, "dsr1_alone")
-    if workers.is_worker(config):
-        _start_worker(config, sweep, missing)
-    else:
+    if not workers.is_worker(config):
         _start_owner(config, sweep, values, journals, missing)
+        return
+    order = workers.Order.of(config)
+    if order is not None:
+        sweep = replace(sweep, prompt_seed=order.prompt_seed)
+        config.stash[SESSION] = worker = workers.Worker(sweep, order)
+        config.pluginmanager.register(worker, "dsr1_worker")
+    config.stash[collection.CONFIG] = sweep
+    config.pluginmanager.register(collection.SweepTests(sweep, missing), "dsr1_tests")
 
 
 def activate_late(config: pytest.Config) -> None:
@@ -94,19 +100,6 @@ def _start_owner(
     if sweep_config.mode is Mode.SUBMIT:
         register(SubmitPlugin(sweep, os.environ, with_hook(config)), "dsr1_submission")
     return sweep
-
-
-def _start_worker(
-    config: pytest.Config, sweep_config: SweepConfig, missing: frozenset[tuple[Point, str]] | None
-) -> None:
-    order = workers.Order.of(config)
-    if order is not None:
-        sweep_config = replace(sweep_config, prompt_seed=order.prompt_seed)
-        worker = workers.Worker(sweep_config, order)
-        config.stash[SESSION] = worker
-        config.pluginmanager.register(worker, "dsr1_worker")
-    config.stash[collection.CONFIG] = sweep_config
-    config.pluginmanager.register(collection.SweepTests(sweep_config, missing), "dsr1_tests")
 
 
 #: Options of pytest-benchmark that have no effect under xdist, where it is switched off.

@@ -137,28 +137,24 @@ class Terminal:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         sweep = self._sweep
         if sweep.measured_nothing:
-            terminalreporter.write_line(
-                f"dsr1: no test of the sweep was run; without a path pytest runs it: {HINT.partition(': ')[2]}"
-                if not sweep.journals
-                else "dsr1: no test of the sweep was run"
-            )
+            remedy = "" if sweep.journals else f"; without a path pytest runs it: {HINT.partition(': ')[2]}"
+            terminalreporter.write_line(f"dsr1: no test of the sweep was run{remedy}")
         if not sweep.journals:
             return
         terminalreporter.section("dsr1")
         again = " -n auto" if len(sweep.config.server_urls) > 1 else ""
         if not self._config.pluginmanager.has_plugin("dsr1_alone"):
             again += f" {shlex.join(self._config.args)}"
+        lines = []
         for journal in sweep.journals:
-            results = [
-                read_result(journal.folder, Point(journal.batch.scenario, state.conc)) for state in journal.batch.points
-            ]
-            for line in closing_lines(journal.batch, results, sweep.shown(journal.folder), again):
-                terminalreporter.write_line(line)
-        for line in sweep.cause.splitlines():
-            terminalreporter.write_line(line)
+            batch = journal.batch
+            results = [read_result(journal.folder, Point(batch.scenario, state.conc)) for state in batch.points]
+            lines += closing_lines(batch, results, sweep.shown(journal.folder), again)
+        lines += sweep.cause.splitlines()
         if sweep.pool is not None:
-            for line in sweep.pool.closing_lines(interrupted=sweep.stopped_by_user):
-                terminalreporter.write_line(line)
+            lines += sweep.pool.closing_lines(interrupted=sweep.stopped_by_user)
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def header_lines(config: SweepConfig, why: str, served: Sequence[Served]) -> list[str]:

@@ -26,7 +26,7 @@ from pytest_dsr1.session.sweep import EXIT_TERMINATED, Sweep
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller tells a worker before it starts.
 
-    :param prompt_seed: Of the session: all workers draw from one set of prompts.
+    :param prompt_seed: Of the session, so that no worker repeats the prompts of another.
     :param folders: The batch folder of each scenario.
     :param collected: The file in which the worker writes which tests it found.
     :param served: The server that it measures; None where nothing is measured, or the server is lost.

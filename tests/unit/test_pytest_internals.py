@@ -86,41 +86,34 @@ class _Specifications:
     def pytest_addoption(self, parser: object, pluginmanager: object) -> None: ...
 
 
-class _InGroup:
+class _InLoop:
     @pytest.hookimpl
     def pytest_addoption(self, parser: pytest.Parser) -> None:
-        parser.addini("theirs", "help")
-        parser.getgroup("g", "description").addoption("--grouped", "-G", default=1)
-
-
-class _Fails:
-    @pytest.hookimpl
-    def pytest_addoption(self, parser: pytest.Parser) -> None:
-        raise RuntimeError("only one call is expected")
+        for name in ("--looped", "-G"):
+            parser.getgroup("g", "description").addoption(name, default=1)
 
 
 def test_owner_of_option() -> None:
-    """The file of a conftest, the name of a plugin that has no file; a hook that fails is passed over."""
+    """The file of a conftest, the name of a plugin that has no file."""
     manager = pluggy.PluginManager("pytest")
     manager.add_hookspecs(_Specifications)
     conftest = ModuleType("conftest")
     conftest.__file__ = "/project/conftest.py"
 
-    def pytest_addoption(parser: pytest.Parser, pluginmanager: object) -> None:
-        assert pluginmanager is manager
+    def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption("--plain")
 
     vars(conftest)["pytest_addoption"] = pytest.hookimpl(pytest_addoption)
-    for name, plugin in (("/project/conftest.py", conftest), ("in_group", _InGroup()), ("fails", _Fails())):
+    for name, plugin in (("/project/conftest.py", conftest), ("in_loop", _InLoop())):
         manager.register(plugin, name)
     config = fake_config(hook=manager.hook, pluginmanager=manager)
     assert pytest_internals.owner_of_option(config, "--plain") == "/project/conftest.py"
-    assert pytest_internals.owner_of_option(config, "-G") == "in_group"
-    assert pytest_internals.owner_of_option(config, "--nobodys") == "another plugin"
+    assert pytest_internals.owner_of_option(config, "--looped") == "in_loop"
+    assert pytest_internals.owner_of_option(config, "--loop") == "another plugin"
 
 
 def test_owner_of_an_option_of_pytest(pytestconfig: pytest.Config) -> None:
-    """pytest's own hooks can be replayed, too."""
+    """pytest's own options have an owner, too."""
     assert pytest_internals.owner_of_option(pytestconfig, "--lf").endswith("cacheprovider.py")
 
 
