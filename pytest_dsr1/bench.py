@@ -35,9 +35,9 @@ from pytest_dsr1.servers import Server, ServerError
 PATIENCE_S = 45.0
 
 
-#: Entered while a point is measured; what it gives is called with a text that says how far the measurement is.
+#: A context that lasts while a point is measured. Its value is called with texts that describe the progress.
 Watch: TypeAlias = Callable[[Point], AbstractContextManager[Callable[[str], None]]]
-#: Entered while a load runs; what is in the mapping at the end stands in the result under `extra`.
+#: A context that lasts while a load runs. Its mapping, as it is at the end, is in the result under `extra`.
 AroundLoad: TypeAlias = Callable[[Point, Served], AbstractContextManager[Mapping[str, object]]]
 
 
@@ -78,10 +78,10 @@ def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, 
 class Bench:
     """The measurements of one session on one server; none is made twice.
 
-    :param served: What the server says of itself; asked again before each point.
+    :param served: The server's description of itself; requested again before each point.
     :param folder_of: The batch folder of a point.
     :param checks: Checks of a result beside the project's own.
-    :ivar lost: Why the server cannot go on, with the last lines of its log; empty while it can.
+    :ivar lost: Why the server is lost, with the last lines of its log; empty while it is not.
     """
 
     config: SweepConfig
@@ -99,7 +99,7 @@ class Bench:
         if self.config.accuracy:
             warm_up_imports()
             with suppress(AccuracyError, VocabularyError):
-                # Raised again, and reported, where it is needed.
+                # Raised again, and reported, when accuracy is measured.
                 _ = self.accuracy_source
 
     def visit(self, point: Point) -> Visit:
@@ -114,7 +114,7 @@ class Bench:
 
     @cached_property
     def accuracy_source(self) -> tuple[AccuracyTask, Tokenizer]:
-        """See the function of this name."""
+        """The accuracy task and its tokenizer, see the function `accuracy_source`."""
         return accuracy_source(self.config, self.served)
 
     @cached_property
@@ -124,7 +124,7 @@ class Bench:
         return prompt_plan(self.config, self.served, tokenizer)
 
     def look_after(self, error: Exception | None) -> None:
-        """Find out whether a measurement failed because the server did, and set `lost`."""
+        """Set `lost` if a measurement failed because the server did."""
         if isinstance(error, ServerError):
             self.lost = str(error)
         else:
@@ -135,7 +135,7 @@ class Bench:
 class Visit:
     """The measurements at one point; its methods may be called in any order.
 
-    :param before: What the server said of itself when the visit began.
+    :param before: The server's description of itself when the visit began.
     """
 
     bench: Bench
@@ -238,7 +238,7 @@ class Visit:
         try:
             write_atomically(path, content)
         except OSError as error:
-            # The figures are worth more than the times that they were made of.
+            # The figures are kept without the raw times.
             warnings.warn(f"{path} cannot be written ({error.strerror}); the result has no raw samples", stacklevel=2)
             return None
         return path.name, hashlib.sha256(content).hexdigest()

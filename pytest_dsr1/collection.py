@@ -1,4 +1,4 @@
-"""The tests of a sweep: which there are, their ids, their order, their reports."""
+"""The tests of a sweep: their selection, ids, order and reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_dsr1.core.ledger import PointTest
 
 #: The id of the sweep's module, in a checkout and in a wheel.
 SWEEP_MODULE = "tests_bench/test_sweep.py"
-#: Another way to name it, for --pyargs.
+#: Its name for --pyargs.
 _PYARGS = "pytest_dsr1.test_sweep"
 #: The parameter that gives a test its point.
 POINT = "dsr1_point"
@@ -24,13 +24,13 @@ PREFIX = "dsr1_"
 HINT = "nothing to measure yet; type the lengths, as in: pytest --isl 1024 --osl 1024"
 #: The configuration, in every process of a sweep.
 CONFIG = pytest.StashKey[SweepConfig]()
-#: On a test whose performance was not measured because the accuracy is outside the gate.
+#: Set on a test that was skipped because the accuracy is outside the gate.
 GATED = pytest.StashKey[bool]()
 
 
-# pytest has the class as an attribute of a function, which no type checker follows.
+# pytest defines the class as an attribute of a function, which type checkers do not follow.
 class ServerLost(pytest.fail.Exception):  # type: ignore[name-defined,misc]
-    """The server of a test is gone."""
+    """The server of a test has ended or does not answer."""
 
     # pytest's short summary shows the module, too, unless it is this one.
     __module__ = "builtins"
@@ -127,7 +127,7 @@ class Alone:
 class SweepTests:
     """The hooks that shape a sweep's tests, in every process of a sweep.
 
-    :param missing: What a resumed batch still misses, as (point, name of the test); None: everything is run.
+    :param missing: The tests that a resumed batch still needs, as (point, name of the test); None: all.
     """
 
     def __init__(self, sweep: SweepConfig, missing: frozenset[tuple[Point, str]] | None) -> None:
@@ -171,7 +171,7 @@ class SweepTests:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if belongs_to_sweep(item):
-            # A plain attribute with plain values travels from a worker of xdist to its controller.
+            # xdist sends an attribute of plain values from a worker to its controller.
             vars(report)["dsr1"] = _remarks(item, report, call)
         return report
 

@@ -29,12 +29,13 @@ Measured = TypeVar("Measured", covariant=True)
 
 
 class Measure(Protocol[Measured]):
-    """What `dsr1_load` and `dsr1_accuracy` are: a call that measures one point."""
+    """The type of `dsr1_load` and `dsr1_accuracy`: a call measures one point."""
 
     def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Measured:
-        """Measure a point, write its result, and return what was measured. A point is measured once.
+        """Measure a point once, write its result, and return what was measured.
 
-        What is not given comes from `dsr1_point` where the test requests it, else from --isl, --osl and --conc.
+        An argument that is not given comes from `dsr1_point` where the test requests it, else from --isl, --osl and
+        --conc.
         """
 
 
@@ -51,7 +52,7 @@ def dsr1_session(pytestconfig: pytest.Config) -> Session:
 
 @pytest.fixture(scope="session")
 def dsr1_server(dsr1_session: Session, request: pytest.FixtureRequest) -> Served:
-    """The server that is measured; override it to bring a server of your own."""
+    """The server that is measured; override it to provide a server of your own."""
     with ending_sweep(request):
         return dsr1_session.serve()
 
@@ -125,7 +126,7 @@ class Measurements:
         return record
 
     def load(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
-        """Measure a point under load; write its result, JUnit properties and a benchmark row."""
+        """Measure a point under load; write result, properties and benchmark row."""
         visit = self._visit(isl, osl, conc)
         with ending_sweep(self._request):
             run = visit.load().run
@@ -171,7 +172,7 @@ class Measurements:
 
 @contextmanager
 def ending_sweep(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail the test, and end the session after it, where the server is gone."""
+    """Fail the test, and end the session after it, where the server is lost."""
     from pytest_dsr1.collection import ServerLost
     from pytest_dsr1.core.text import first_line
     from pytest_dsr1.servers import ServerError
@@ -180,13 +181,13 @@ def ending_sweep(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     except ServerError as error:
         request.session.shouldstop = f"dsr1: {first_line(str(error))}"
-        # "from None": pytest would show the same message twice.
+        # "from None": else pytest shows the same message twice.
         raise ServerLost(str(error), pytrace=False) from None
 
 
 @contextmanager
 def _around_load(config: pytest.Config, point: Point, served: Served) -> Iterator[dict[str, object]]:
-    """Calls the hooks when a load begins and ends, and collects what they add to the result."""
+    """Call the hooks when a load begins and ends, and collect what they return."""
     extra: dict[str, object] = {}
     config.hook.pytest_dsr1_load_started(config=config, point=point, served=served)
     yield extra

@@ -12,13 +12,13 @@ from pytest_dsr1.options.table import BY_NAME, OPTIONS
 
 # Other modules are imported where they are used: a session without a sweep imports none of them.
 
-#: Whether tests of the sweep were collected without lengths, and so are skipped.
+#: Whether tests of the sweep were collected without lengths, and are skipped for that reason.
 _PLACEHOLDERS = pytest.StashKey[bool]()
 _PREFIX = "dsr1_"
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    # In every session: a conftest may implement them.
+    # In every session, since a conftest may implement the hooks.
     pluginmanager.add_hookspecs(hookspecs)
 
 
@@ -79,10 +79,10 @@ def _option_names(args: Iterable[str]) -> Iterator[str]:
 
 
 def _refuse_moved_rootdir(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Refuse a rootdir that an option's value decided.
+    """Refuse a rootdir that pytest took from an option's value.
 
-    pytest finds its rootdir before it knows our options: a value that stands by itself is taken for the path of a test
-    if it exists. Reports and ini file would be those of another folder.
+    pytest determines its rootdir before it knows our options: it takes a separate value for the path of a test if that
+    path exists. The reports and the ini file would be in another folder.
     """
     from pytest_dsr1 import pytest_internals
 
@@ -139,14 +139,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 # A user's own tests measure without lengths on the command line.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    ours = [
-        item for item in session.items if any(name.startswith(_PREFIX) for name in getattr(item, "fixturenames", ()))
-    ]
-    if ours and not _starts_sweep(session.config):
+    names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if any(name.startswith(_PREFIX) for name in names) and not _starts_sweep(session.config):
         from pytest_dsr1 import collection
         from pytest_dsr1.session import activation
 
-        if any(map(collection.measures_without_sweep, ours)):
+        if any(map(collection.measures_without_sweep, session.items)):
             activation.activate_late(session.config)
 
 

@@ -40,7 +40,7 @@ class PreflightCheck:
 
 
 def checks(config: pytest.Config, sweep: SweepConfig) -> tuple[PreflightCheck, ...]:
-    """Check what needs no server: named files, the corpus, disk space, and what plugins check."""
+    """Check what needs no server: files, the corpus, disk space, plugins' checks."""
     own = (check for look in (_folder, _baselines, _corpus, _tokenizer) for check in look(sweep))
     of_plugins = config.hook.pytest_dsr1_preflight(config=config, sweep=sweep)
     return (*own, *chain.from_iterable(of_plugins))
@@ -198,7 +198,9 @@ def choose_server(
     on_served: Callable[[Served, Point | None], None],
     workers: int,
 ) -> ServerPool:
-    """Choose the server: --server-url, a plugin's, or what --engine finds; and check that it can be measured.
+    """Choose the server, and check that it can be measured.
+
+    It is the one of --server-url, else the one that a plugin provides, else what --engine finds.
 
     :param on_served: Called with each server that answers, and the point that it was asked for.
     :param workers: Number of xdist workers.

@@ -22,7 +22,7 @@ def test_accuracy(accuracy: AccuracyRecord) -> None:
 
 
 def test_perf(accurate: AccuracyRecord, dsr1_load: Measure[Result]) -> None:
-    """With exactly CONC requests in flight each is answered in full, and the figures can be true."""
+    """With CONC requests in flight all answers are complete, and all checks pass."""
     result = dsr1_load()
     assert result.passed, result.reason
 

@@ -1,4 +1,4 @@
-"""What an option's text may be: a reader, and the words that say what it accepts."""
+"""The kinds of options: for each a reader of its text, and what it accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 
 class NotAcceptedError(ValueError):
-    """A value is not accepted, for the reason that the message gives."""
+    """A value is not accepted; the message is the reason."""
 
 
 def whole_number(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
@@ -102,7 +102,7 @@ def recipe(text: str) -> str:
 
 
 def of_launch(name: str) -> Callable[[str], str]:
-    """A reader that keeps the text which a function of that name in `servers.launch` can read."""
+    """A check by a function of that name in `servers.launch`; the value is the text."""
 
     def parse(text: str) -> str:
         try:

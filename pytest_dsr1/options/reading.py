@@ -26,12 +26,12 @@ TEAM_VARIABLE = "TEAM_NAME_ENV"
 
 
 def typed_options(config: pytest.Config) -> dict[str, Any]:
-    """The options that stand on the command line."""
+    """The options of the command line."""
     return _given(lambda dest: getattr(config.option, dest, None))
 
 
 def ini_options(config: pytest.Config) -> dict[str, Any]:
-    """The options that stand in the ini file."""
+    """The options of the ini file."""
     return _given(config.getini)
 
 
@@ -41,7 +41,7 @@ def _given(get: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def parse(typed: Texts, environ: Mapping[str, str], ini: Texts | None = None) -> dict[str, Any]:
-    """The values of all options that were given: typed, environment, ini file.
+    """The values of the options on the command line, in the environment or ini file.
 
     :raises pytest.UsageError: A value is not accepted.
     """
@@ -165,7 +165,7 @@ def _refuse_contradictions(config: SweepConfig) -> None:
 
 # -- a batch that is resumed ------------------------------------------------------------------------------------------
 
-#: Options that name the scenario, which a batch folder has in a place of its own.
+#: Options for the scenario, which a batch folder stores separately.
 _LENGTHS = ("--isl", "--osl", "--scenario")
 _STORED = tuple(option for option in OPTIONS if option.stored and option.name not in _LENGTHS)
 
@@ -192,23 +192,20 @@ def resumed_values(typed: Texts, stored: Mapping[Path, Texts]) -> dict[str, Any]
     :param stored: Batch folder to the options kept in it.
     :raises pytest.UsageError: A typed option contradicts a folder's, or folders contradict each other.
     """
+    batches = {folder: parse(texts, {}) for folder, texts in stored.items()}
+    first, kept = next(iter(batches.items()))
     scenarios: list[Scenario] = []
-    merged: dict[str, Any] = {}
-    first: Path | None = None
-    for folder, texts in stored.items():
-        values = parse(texts, {})
-        scenario = _scenarios_of(values)[0]
+    for folder, values in batches.items():
+        (scenario,) = _scenarios_of(values)
         if scenario in scenarios:
             raise pytest.UsageError(f"--resume: {folder} is a second batch of ISL/OSL {scenario}; resume one at a time")
         scenarios.append(scenario)
-        kept = {option.name: values.get(option.name) for option in _STORED}
-        if first is None:
-            first, merged = folder, kept
-        if name := next((name for name in kept if kept[name] != merged[name]), ""):
-            raise pytest.UsageError(
-                f"--resume: {name} is {merged[name]!r} in {first} but {kept[name]!r} in {folder}; "
-                "resume them one at a time"
-            )
+        for name in (option.name for option in _STORED):
+            if values.get(name) != kept.get(name):
+                raise pytest.UsageError(
+                    f"--resume: {name} is {kept.get(name)!r} in {first} but {values.get(name)!r} in {folder}; "
+                    "resume them one at a time"
+                )
     asked = parse(typed, {})
     if asked.keys() & set(_LENGTHS) and set(_scenarios_of(asked)) != set(scenarios):
         raise pytest.UsageError(
@@ -219,16 +216,11 @@ def resumed_values(typed: Texts, stored: Mapping[Path, Texts]) -> dict[str, Any]
     for option in _STORED:
         if option.name not in asked:
             continue
-        value, kept_value = asked[option.name], merged[option.name]
-        if kept_value is None and option.attribute:
-            agrees = value == attrgetter(option.attribute)(defaults)
-        else:
-            agrees = value == kept_value
-        if not agrees:
-            has = "none" if kept_value is None else repr(_to_text(option, kept_value))
-            raise pytest.UsageError(
-                f"{option.name}: {_to_text(option, value)!r} contradicts the resumed batch, which has {has}; drop it"
-            )
-    values = {name: value for name, value in merged.items() if value is not None}
+        default = attrgetter(option.attribute)(defaults) if option.attribute else None
+        if asked[option.name] != kept.get(option.name, default):
+            has = repr(_to_text(option, kept[option.name])) if option.name in kept else "none"
+            value = _to_text(option, asked[option.name])
+            raise pytest.UsageError(f"{option.name}: {value!r} contradicts the resumed batch, which has {has}; drop it")
+    values = {name: value for name, value in kept.items() if name not in _LENGTHS}
     values |= {name: value for name, value in asked.items() if not BY_NAME[name].stored}
     return values | {"--scenario": tuple(scenarios)}

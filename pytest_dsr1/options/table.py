@@ -7,18 +7,18 @@ from typing import NamedTuple
 from pytest_dsr1.options import kinds
 
 
-# A named tuple: a dataclass takes 1 ms to create, in every pytest session of every project.
+# A named tuple: to create a dataclass takes 1 ms, in every pytest session.
 class Option(NamedTuple):
     """One option: its name, what it accepts, and where its value goes.
 
     :param kind: What its text may be.
-    :param sets: The value that a flag sets; an option with one takes no text.
+    :param sets: The value that a flag sets; a flag takes no text.
     :param place: The attribute of `SweepConfig` that it sets, dotted where it is nested; empty where code decides;
         None: the one of the option's name.
     :param environment: The environment variable that sets it where it was not typed.
     :param repeatable: Whether it may be typed several times; its value is a tuple.
     :param names_only: Whether an error quotes only the part before the first "=": the rest may be a secret.
-    :param stored: Whether a batch folder keeps it, so that a resumed run measures the same.
+    :param stored: Whether a batch folder keeps it for a resumed run, which measures the same.
     :param starts_sweep: Whether typing it asks for a sweep.
     """
 

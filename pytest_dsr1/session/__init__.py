@@ -1,5 +1,5 @@
-"""One session that measures: made of what was typed, run, shown on the terminal.
+"""One session that measures: created from the options, run, shown on the terminal.
 
-`activation` makes it, `sweep` runs it in the process that owns it, `workers` in the processes of xdist, `terminal` says
-what happens.
+`activation` creates it, `sweep` runs it in the process that owns it, `workers` in the processes of xdist, and
+`terminal` prints what happens.
 """

@@ -1,4 +1,4 @@
-"""Makes a sweep of what was typed, and registers the plugin objects that run it."""
+"""Creates a sweep from the options, and registers the plugin objects that run it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SESSION = pytest.StashKey[Session]()
 
 
 def activate(config: pytest.Config) -> None:
-    """Make the sweep that was typed.
+    """Create the sweep that the options ask for.
 
-    :raises pytest.UsageError: It cannot be made.
+    :raises pytest.UsageError: The options are wrong, or do not fit together.
     """
     typed = reading.typed_options(config)
     journals = [_reopen(config, folder) for folder in typed.get("--resume", ())]
@@ -59,12 +59,12 @@ def activate(config: pytest.Config) -> None:
 
 
 def activate_late(config: pytest.Config) -> None:
-    """Make a session for a user's own tests, which name their points themselves.
+    """Create a session for a user's own tests, which name their points themselves.
 
-    :raises pytest.UsageError: It cannot be made.
+    :raises pytest.UsageError: The options are wrong, or do not fit together.
     """
     if workers.is_worker(config) or workers.worker_count(config):
-        return  # the fixtures say what is missing
+        return  # the fixture dsr1_session reports what is missing
     typed = reading.typed_options(config)
     values = reading.parse(typed, os.environ, reading.ini_options(config))
     sweep = reading.make_config(values, typed, config.rootpath)
@@ -80,7 +80,7 @@ def _start_owner(
 ) -> Sweep:
     """Register the plugin objects of the process that owns the session.
 
-    :param missing: What the resumed batches miss, see `collection.SweepTests`.
+    :param missing: The tests that resumed batches still need, see `collection.SweepTests`.
     """
     count = workers.worker_count(config)
     refuse_unverifiable(config)
@@ -110,7 +110,7 @@ _BENCHMARK_FILES = (
     "benchmark_compare",
     "benchmark_compare_fail",
 )
-#: pytest-benchmark's columns that mean something for latencies under load; `ops` is 1 / latency and does not.
+#: pytest-benchmark's columns without `ops`: 1 / latency has no meaning for latencies under load.
 _COLUMNS = ["min", "median", "mean", "max", "stddev", "rounds"]
 
 

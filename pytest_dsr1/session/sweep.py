@@ -1,6 +1,6 @@
 """One sweep from start to end, in the process that owns the session.
 
-That process is the only one, or the controller of xdist. It sees tests by their reports alone, so it does not matter
+That process is the only one, or the controller of xdist. It knows tests only by their reports, so it does not matter
 which process runs them.
 """
 
@@ -164,7 +164,7 @@ class Sweep:
     # -- the server ---------------------------------------------------------------------------------------------------
 
     def _note_server(self, served: Served, point: Point | None) -> None:
-        """Keep with the batches what they are measured on.
+        """Record in the batches what they are measured on.
 
         :raises ServerError: A resumed batch was begun on another engine or model.
         """
@@ -195,7 +195,7 @@ class Sweep:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.batches.start(self.ledger.start(nodeid))
 
-    # trylast: after pytest's own --lf, which takes a skipped test for one that did not fail.
+    # trylast: after pytest's --lf, which counts a skipped test as one that did not fail.
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         remarks: Mapping[str, Any] = getattr(report, "dsr1", {})

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import attrgetter
 
 import pytest
@@ -21,13 +21,13 @@ from pytest_dsr1.core.summary import Batch, Status
 from pytest_dsr1.servers.choose import print_launch
 from pytest_dsr1.session.sweep import Sweep
 
-#: Seconds between two updates of the live line, and between two plain lines where there is no terminal.
+#: Seconds between two updates of the live line, and between two lines if the output is not a terminal.
 LIVE_PERIOD_S = 0.2
 PLAIN_PERIOD_S = 60.0
 
 
 class LiveLine:
-    """Shows how far a measurement or a server's start is: live on a terminal, else one line a minute."""
+    """Progress of a measurement or a start: live on a terminal, else a line a minute."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -43,14 +43,14 @@ class LiveLine:
     def progress(self, text: str, name: str = "") -> None:
         """Show the progress of something; the next call replaces the text.
 
-        :param name: What stands before the text where there is no terminal.
+        :param name: Printed before the text if the output is not a terminal.
         """
         now_s = time.monotonic()
         if not self._active:
             self._active = True
             # Inside a test sys.stdout is pytest's, unless capturing is off.
             with self._uncaptured():
-                # Without pytest's reporter there is no line to write behind.
+                # Without pytest's reporter there is no test's name on the line.
                 self._live = sys.stdout.isatty() and self._config.pluginmanager.has_plugin("terminalreporter")
             self._due_s = now_s if self._live else now_s + PLAIN_PERIOD_S
         if now_s < self._due_s:
@@ -64,7 +64,7 @@ class LiveLine:
 
     @contextmanager
     def watch(self, point: Point) -> Iterator[Callable[[str], None]]:
-        """While a point is measured; what it gives is called with a text that says how far the measurement is."""
+        """Show the progress of a point's measurement, see `bench.Watch`."""
         try:
             yield lambda text: self.progress(text, f"{point.id} ")
         finally:
@@ -76,7 +76,7 @@ class LiveLine:
         self._active = False
 
     def _write_live(self, text: str) -> None:
-        """Write behind the running test's name, where its outcome replaces it."""
+        """Write after the running test's name, where its outcome replaces the text."""
         writer = self._config.get_terminal_writer()
         with self._uncaptured():
             room = max(writer.fullwidth - writer.width_of_current_line - 2, 0)
@@ -91,14 +91,9 @@ class LiveLine:
             reporter.ensure_newline()
             reporter.write_line(text)
 
-    @contextmanager
-    def _uncaptured(self) -> Iterator[None]:
+    def _uncaptured(self) -> AbstractContextManager[None]:
         capture = self._config.pluginmanager.get_plugin("capturemanager")
-        if capture is None:
-            yield
-            return
-        with capture.global_and_fixture_disabled():
-            yield
+        return nullcontext() if capture is None else capture.global_and_fixture_disabled()
 
 
 class Terminal:
@@ -158,7 +153,7 @@ class Terminal:
 
 
 def header_lines(config: SweepConfig, why: str, served: Sequence[Served]) -> list[str]:
-    """What will be measured, on which server, and how many requests and tokens that is.
+    """What will be measured, on which server, with how many requests and tokens.
 
     :param why: Which server was chosen, and why; empty if none was.
     :param served: The server, if it has answered.
@@ -192,7 +187,7 @@ def header_lines(config: SweepConfig, why: str, served: Sequence[Served]) -> lis
     return lines
 
 
-#: The closing table: heading, width, format of the figure, and where a result has it.
+#: Columns of the closing table: heading, width, format of the figure, and how it is read from a result.
 _COLUMNS: tuple[tuple[str, int, str, Callable[[Result], float | None]], ...] = (
     ("tokens/s", 10, ",.1f", attrgetter("total_token_throughput")),
     ("out tok/s", 10, ",.1f", attrgetter("output_throughput")),

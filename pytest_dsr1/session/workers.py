@@ -1,4 +1,4 @@
-"""pytest-xdist: how many workers, what each is told, which tests it gets."""
+"""pytest-xdist: the number of workers, their servers and their tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     :param prompt_seed: Of the session, so that no worker repeats the prompts of another.
     :param folders: The batch folder of each scenario.
-    :param collected: The file in which the worker writes which tests it found.
+    :param collected: The file into which the worker writes the tests that it collected.
     :param served: The server that it measures; None where nothing is measured, or the server is lost.
     :param lost: Why the server is lost; else empty.
     """
@@ -138,7 +138,7 @@ class Controller:
 
 
 class Worker:
-    """The session in a worker: it measures on the server that it was given."""
+    """The session in a worker, which measures the server of its order."""
 
     def __init__(self, config: SweepConfig, order: Order) -> None:
         self._config = config
@@ -207,8 +207,8 @@ def make_scheduler(config: pytest.Config, log: Any, tests: Mapping[str, PointTes
 
         def _reschedule(self, node: Any) -> None:
             super()._reschedule(node)
-            # A worker begins a test only when it knows the next one. What a crashed worker leaves may be a scope of
-            # one test, or of none, which would keep its successor waiting for ever.
+            # A worker begins a test only when it knows the next one. A crashed worker may leave a scope with one test
+            # or none, and the worker that replaces it would wait for ever.
             while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
                 if not self.workqueue:
                     node.shutdown()
