@@ -60,10 +60,14 @@ def dsr1_server(dsr1_session: Session, request: pytest.FixtureRequest) -> Served
 @pytest.fixture(scope="session")
 def dsr1_bench(dsr1_session: Session, dsr1_server: Served, request: pytest.FixtureRequest) -> Bench:
     """The session's measurements on the session's server."""
-    config = request.config
+    from pytest_dsr1.bench import Bench
+
+    config, session = request.config, dsr1_session
     checks = [check for checks in config.hook.pytest_dsr1_checks(config=config) for check in checks]
     with ending_sweep(request):
-        bench = dsr1_session.bench(dsr1_server, partial(_around_load, config), checks)
+        server, served = session.server_of(dsr1_server)
+    around_load = partial(_around_load, config)
+    bench = Bench(session.config, server, served, session.folder_of, session.watch, around_load, checks)
     if any(_ACCURACY & set(getattr(item, "fixturenames", ())) for item in request.session.items):
         bench.prepare()
     return bench

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from pytest_dsr1 import preflight, pytest_internals
 from pytest_dsr1.batch import read_result
 from pytest_dsr1.batch.batches import Batches
 from pytest_dsr1.batch.journal import Journal, JournalError
-from pytest_dsr1.bench import AroundLoad, Bench, Watch
+from pytest_dsr1.bench import Watch
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, SweepConfig
-from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.ledger import Ledger, PointEnd, PointReport, PointTest
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.text import first_line
-from pytest_dsr1.servers import Reporter, ServerError
+from pytest_dsr1.servers import Reporter, Server, ServerError
 from pytest_dsr1.servers.pool import ServerPool, launch_note
 
 #: Exit status that a shell reports for a process that SIGTERM ended.
@@ -67,7 +66,7 @@ class Sweep:
         self.cause = ""
         self._pytest = config
         self.reporter = reporter
-        self._watch = watch
+        self.watch = watch
         self._complete = complete
         self._workers = workers
         self._ran = False
@@ -142,7 +141,11 @@ class Sweep:
         due, points = self.ledger.points, self.config.launch_points
         return self.pool.serve(next((point for point in points if point in due), points[0]))
 
-    def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
+    def server_of(self, served: Served) -> tuple[Server, Served]:
+        """The server that `dsr1_server` gave, and its description.
+
+        :raises ServerError: It cannot be measured.
+        """
         config = preflight.with_server(self.config, served, "the fixture dsr1_server")
         known = [one.url for one in self.pool.served] if self.pool is not None else []
         if known and config.server_urls[0] not in known:
@@ -153,9 +156,14 @@ class Sweep:
         if self.pool is None or not known:
             self.pool = self._choose(config)
             served = self.serve()
-        return Bench(self.config, self.pool, served, self.batches.folder_of, self._watch, around_load, checks)
+        return self.pool, served
+
+    def folder_of(self, point: Point) -> Path:
+        """The batch folder of a point."""
+        return self.batches.folder_of(point)
 
     def join(self, nodeid: str, point: Point, test: str) -> None:
+        """Record that a test measures a point."""
         if test not in self.ledger.tests_of(point):
             self.ledger.select([PointTest(nodeid, point, test)])
             self.batches.of(point.scenario).add(point.conc, self.ledger.tests_of(point))

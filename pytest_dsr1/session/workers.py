@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from pytest_dsr1.bench import AroundLoad, Bench
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
-from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.ledger import PointTest
 from pytest_dsr1.core.server import Served
-from pytest_dsr1.servers import ServerError
+from pytest_dsr1.servers import Server, ServerError
 from pytest_dsr1.servers.external import BoundServer
 from pytest_dsr1.session.sweep import EXIT_TERMINATED, Sweep
 
@@ -138,10 +136,10 @@ class Controller:
 
 
 class Worker:
-    """The session in a worker, which measures the server of its order."""
+    """The session in a worker, which measures the server of its order; see `Sweep`."""
 
     def __init__(self, config: SweepConfig, order: Order) -> None:
-        self._config = config
+        self.config = config
         self._order = order
         self._folders = {scenario: Path(folder) for scenario, folder in order.folders}
         self._told: set[tuple[str, Point]] = set()
@@ -151,18 +149,15 @@ class Worker:
             raise ServerError(self._order.lost)
         return self._order.served
 
-    def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
-        server = BoundServer(served, flush=self._config.flush_cache)
-        # Shows no progress: the terminal belongs to the controller.
-        return Bench(
-            self._config,
-            server,
-            served,
-            lambda point: self._folders[point.scenario],
-            lambda point: nullcontext(lambda text: None),
-            around_load,
-            checks,
-        )
+    def server_of(self, served: Served) -> tuple[Server, Served]:
+        return BoundServer(served, flush=self.config.flush_cache), served
+
+    def folder_of(self, point: Point) -> Path:
+        return self._folders[point.scenario]
+
+    def watch(self, point: Point) -> AbstractContextManager[Callable[[str], None]]:
+        # The terminal belongs to the controller.
+        return nullcontext(lambda text: None)
 
     def join(self, nodeid: str, point: Point, test: str) -> None:
         if (nodeid, point) not in self._told:
