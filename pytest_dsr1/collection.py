@@ -107,7 +107,8 @@ class Alone:
         if config.args_source is config.ArgsSource.ARGS and ours != config.args:
             return None
         typed = [word.replace(_PYARGS, SWEEP_MODULE) for word in ours if "::" in word]
-        pytest_internals.collect_only(config, config.invocation_params.dir)
+        # Whatever was typed: see pytest_make_collect_report.
+        config.args[:] = [str(config.invocation_params.dir)]
         return cls(typed)
 
     @pytest.hookimpl(tryfirst=True)

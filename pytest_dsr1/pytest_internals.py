@@ -101,11 +101,6 @@ def sweep_module(session: pytest.Collector, shown: str, path: Path) -> SweepModu
     return module
 
 
-def collect_only(config: pytest.Config, folder: Path) -> None:
-    """Have the session collect from `folder`, whatever was typed."""
-    config.args[:] = [str(folder)]
-
-
 def modules_with_fixture(config: pytest.Config, name: str) -> list[Path]:
     """The conftest files that define a fixture."""
     found = []

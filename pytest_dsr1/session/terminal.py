@@ -175,13 +175,13 @@ def header_lines(config: SweepConfig, why: str, served: Sequence[Served]) -> lis
         count = f"{one.num_gpus} GPUs{gpus}" if one.num_gpus else "number of GPUs unknown: no per-GPU figures"
         lines.append(f"model {one.model} ({count})")
     if points and config.mode is not Mode.ACC:
-        counts = [config.num_prompts_at(point) for point in points]
-        tokens_in = sum(count * point.isl for count, point in zip(counts, points, strict=True))
-        tokens_out = sum(count * point.osl for count, point in zip(counts, points, strict=True))
+        requests = sum(config.num_prompts_at(point) for point in points)
+        tokens_in = sum(config.num_prompts_at(point) * point.isl for point in points)
+        tokens_out = sum(config.num_prompts_at(point) * point.osl for point in points)
         warmups = sum(config.num_warmups_at(point) for point in points)
         upto = "up to " if config.random_range_ratio < 1 else ""
         lines.append(
-            f"{sum(counts):,} requests (and {warmups:,} to warm up), {upto}{tokens_in:,} tokens in, "
+            f"{requests:,} requests (and {warmups:,} to warm up), {upto}{tokens_in:,} tokens in, "
             f"{upto}{tokens_out:,} out; prompt seed {config.prompt_seed}"
         )
     return lines

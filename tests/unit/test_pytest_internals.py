@@ -145,13 +145,6 @@ def test_sweep_module(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     assert callable(module.obj.test_perf)
 
 
-def test_collect_only(tmp_path: Path) -> None:
-    """The list of arguments itself is changed."""
-    args = ["tests", "other"]
-    pytest_internals.collect_only(fake_config(args=args), tmp_path)
-    assert args == [str(tmp_path)]
-
-
 def test_modules_with_fixture() -> None:
     """By the name of the function or the name that it is given; in conftest files only."""
     manager = pluggy.PluginManager("pytest")
