@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 # Other modules are imported when an option is read: this one is imported in every pytest session.
+
+
+Number = TypeVar("Number", int, float)
+_ABOVE_0 = sys.float_info.min
 
 
 class NotAcceptedError(ValueError):
     """A value is not accepted; the message is the reason."""
 
 
-def whole_number(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
-    """A reader of whole numbers from `minimum` to `maximum`."""
+def number(of: Callable[[str], Number], minimum: float, maximum: float = sys.float_info.max) -> Callable[[str], Number]:
+    """A reader of finite numbers from `minimum` to `maximum`."""
 
-    def parse(text: str) -> int:
-        value = int(text)
+    def parse(text: str) -> Number:
+        value = of(text)
         if not minimum <= value <= maximum:
-            raise ValueError
-        return value
-
-    return parse
-
-
-def positive(maximum: float = sys.float_info.max) -> Callable[[str], float]:
-    """A reader of numbers above 0 and up to `maximum`."""
-
-    def parse(text: str) -> float:
-        value = float(text)
-        if not 0 < value <= maximum:
             raise ValueError
         return value
 
@@ -43,7 +34,7 @@ def positive(maximum: float = sys.float_info.max) -> Callable[[str], float]:
 
 def concurrencies(text: str) -> tuple[int, ...]:
     """Whole numbers from 1, separated by commas, each once."""
-    values = tuple(whole_number(1)(part) for part in text.split(","))
+    values = tuple(number(int, 1)(part) for part in text.split(","))
     if len(set(values)) != len(values):
         raise ValueError
     return values
@@ -66,9 +57,8 @@ def team(text: str) -> str:
 def address(text: str) -> str:
     """An http or https address without user, query or fragment."""
     parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError
-    if parts.username or parts.password:
+    unwanted = parts.query or parts.fragment or parts.username or parts.password
+    if parts.scheme not in ("http", "https") or not parts.hostname or unwanted:
         raise ValueError
     _ = parts.port  # raises ValueError beyond 65535
     return text.rstrip("/")
@@ -128,12 +118,12 @@ class Kind(NamedTuple):
 
 #: For an option without a text.
 FLAG = Kind(filled, "", "")
-COUNT = Kind(whole_number(1), "a whole number from 1", "N")
-VOCAB_SIZE = Kind(whole_number(2), "a whole number from 2", "N")
-PORT = Kind(whole_number(1, 65535), "a whole number from 1 to 65535", "PORT")
-SEED = Kind(whole_number(0, 2**32 - 1), "a whole number from 0 to 2^32-1", "N")
-SECONDS = Kind(positive(), "a number of seconds above 0", "SECONDS")
-RANGE_RATIO = Kind(positive(1), "a number above 0 and at most 1", "R")
+COUNT = Kind(number(int, 1), "a whole number from 1", "N")
+VOCAB_SIZE = Kind(number(int, 2), "a whole number from 2", "N")
+PORT = Kind(number(int, 1, 65535), "a whole number from 1 to 65535", "PORT")
+SEED = Kind(number(int, 0, 2**32 - 1), "a whole number from 0 to 2^32-1", "N")
+SECONDS = Kind(number(float, _ABOVE_0), "a number of seconds above 0", "SECONDS")
+RANGE_RATIO = Kind(number(float, _ABOVE_0, 1), "a number above 0 and at most 1", "R")
 CONCURRENCIES = Kind(concurrencies, "whole numbers from 1, each once, separated by commas", "LIST")
 SCENARIOS = Kind(
     of_core("scenarios_of"),
