@@ -17,7 +17,7 @@ _HOMES = {"Point": "config", "Scenario": "config", "Finding": "evidence", "Resul
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when they are asked for: every project that has the plugin imports this package.
+    # Imported at the first use: every pytest session imports this package.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

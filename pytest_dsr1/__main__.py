@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-#: Subcommand to the module whose `main(arguments)` it calls, and what it does. Each belongs to a room.
+#: For each subcommand: the module whose `main(arguments)` is called, and what it does.
 _COMMANDS = {
     "leaderboard": ("pytest_dsr1.leaderboard.__main__", "serve a leaderboard of your own"),
     "engine": ("pytest_dsr1.reference.__main__", "serve the embedded reference engine"),
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] in ("-h", "--help"):
         print(usage)
         return 0
-    problem = f"pytest-dsr1: {words[0]!r} is no command" if words else "pytest-dsr1: a command is missing"
+    problem = f"pytest-dsr1: {words[0]!r} is not a command" if words else "pytest-dsr1: a command is missing"
     print(f"{usage}\n{problem}", file=sys.stderr)
     return 2
 

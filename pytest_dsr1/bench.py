@@ -6,11 +6,11 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -36,44 +36,35 @@ from pytest_dsr1.core.record import AccuracyRecord, LoadRecord, make_result
 from pytest_dsr1.core.result import Result, SamplesFile
 from pytest_dsr1.core.samples import LoadRun
 from pytest_dsr1.core.server import Served, changes_between
-from pytest_dsr1.core.text import first_line
+from pytest_dsr1.core.text import duration, first_line
 from pytest_dsr1.load.closed_loop import run_point
 from pytest_dsr1.load.prompts import PromptPlan, plan_prompts
-from pytest_dsr1.load.slots import LoadProgress
 from pytest_dsr1.servers import Server, ServerError
 
-#: How long a server that answered no request may take to answer /health; SGLang itself gives its scheduler 20 s.
+#: Longest wait, in seconds, for /health after a request failed; SGLang itself gives its scheduler 20 s.
 PATIENCE_S = 45.0
 
 
-class Progress(Protocol):
-    """Who is told how far a measurement is."""
-
-    def accuracy(self, point: Point) -> AbstractContextManager[Callable[[int, int], None]]:
-        """While accuracy is measured; called with requests done and requests in all."""
-
-    def load(self, point: Point) -> AbstractContextManager[Callable[[LoadProgress], None]]:
-        """While the load runs; called with the load generator's own progress."""
-
-
-class NoProgress:
-    """Nobody is told: a worker of xdist shares the terminal of the session."""
-
-    def accuracy(self, point: Point) -> AbstractContextManager[Callable[[int, int], None]]:
-        return nullcontext(lambda done, total: None)
-
-    def load(self, point: Point) -> AbstractContextManager[Callable[[LoadProgress], None]]:
-        return nullcontext(lambda progress: None)
-
-
-#: Entered while a load runs; what is in the mapping at the end stands in the result under `extra`.
+#: A context that lasts while a point is measured. Its value is called with texts that describe the progress.
+Watch: TypeAlias = Callable[[Point], AbstractContextManager[Callable[[str], None]]]
+#: A context that lasts while a load runs. Its mapping, as it is at the end, is in the result under `extra`.
 AroundLoad: TypeAlias = Callable[[Point, Served], AbstractContextManager[Mapping[str, object]]]
+
+
+def describe(phase: str, done: int, total: int, elapsed_s: float, tokens: int | None = None) -> str:
+    """Requests done, and, once they are known, tokens per second and time left."""
+    words = [f"{phase}: {done:,}/{total:,} requests"]
+    if tokens is not None and elapsed_s > 0:
+        words.append(f"{tokens / elapsed_s:,.0f} tokens/s")
+    if 0 < done < total:
+        words.append(f"{duration(elapsed_s * (total - done) / done)} left")
+    return ", ".join(words)
 
 
 def prompt_plan(
     config: SweepConfig, served: Served, tokenizer: Tokenizer | None = None
 ) -> tuple[PromptPlan, VocabSize]:
-    """The session's prompts, and who said how many token ids they are made of.
+    """The session's prompts, and where the number of their token ids is from.
 
     :param tokenizer: The one that was found, if any was looked for.
     :raises ValueError: The vocabulary is not known, or has too few ids.
@@ -85,9 +76,9 @@ def prompt_plan(
 
 
 def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, Tokenizer]:
-    """The corpus that accuracy is measured on, and the tokenizer that makes its ids.
+    """The accuracy task, and the tokenizer that makes its token ids.
 
-    :raises AccuracyError, VocabularyError: One of the two cannot be had.
+    :raises AccuracyError, VocabularyError: One of the two is not available.
     """
     task = task_for(reference=served.is_reference, data=config.accuracy_data, limit=config.accuracy_limit)
     return task.within(served.context_length), find_tokenizer(config.tokenizer, served)
@@ -97,17 +88,17 @@ def accuracy_source(config: SweepConfig, served: Served) -> tuple[AccuracyTask, 
 class Bench:
     """The measurements of one session on one server; none is made twice.
 
-    :param served: What the server says of itself; asked anew before each point.
+    :param served: The server's description of itself; requested again before each point.
     :param folder_of: The batch folder of a point.
     :param checks: Checks of a result beside the project's own.
-    :ivar lost: Why the server cannot go on, with the last lines of its log; empty while it can.
+    :ivar lost: Why the server is lost, with the last lines of its log; empty while it is not.
     """
 
     config: SweepConfig
     server: Server
     served: Served
     folder_of: Callable[[Point], Path]
-    progress: Progress
+    watch: Watch
     around_load: AroundLoad
     checks: Iterable[Check] = ()
     lost: str = ""
@@ -118,11 +109,11 @@ class Bench:
         if self.config.accuracy:
             warm_up_imports()
             with suppress(AccuracyError, VocabularyError):
-                # Raised again, and reported, where it is needed.
+                # Raised again, and reported, when accuracy is measured.
                 _ = self.accuracy_source
 
     def visit(self, point: Point) -> Visit:
-        """The visit to `point`; it begins when it is asked for first.
+        """The visit to `point`; it begins at the first call.
 
         :raises ServerError: The server does not answer.
         """
@@ -133,54 +124,57 @@ class Bench:
 
     @cached_property
     def accuracy_source(self) -> tuple[AccuracyTask, Tokenizer]:
-        """See the function of this name."""
+        """The accuracy task and its tokenizer, see the function `accuracy_source`."""
         return accuracy_source(self.config, self.served)
 
     @cached_property
     def prompts(self) -> tuple[PromptPlan, VocabSize]:
-        """The session's prompts, and who said how many token ids they are made of."""
+        """The session's prompts, and where the number of their token ids is from."""
         tokenizer = self.accuracy_source[1] if "accuracy_source" in vars(self) else None
         return prompt_plan(self.config, self.served, tokenizer)
 
     def look_after(self, error: Exception | None) -> None:
-        """Find out whether a measurement failed because the server did, and set `lost`."""
+        """Set `lost` if a measurement failed because the server did."""
         if isinstance(error, ServerError):
             self.lost = str(error)
         else:
             self.lost = self.server.problem(min(PATIENCE_S, self.config.limits.idle_timeout_s))
 
 
+@dataclass
 class Visit:
     """The measurements at one point; its methods may be called in any order.
 
-    :param before: What the server said of itself when the visit began.
+    :param before: The server's description of itself when the visit began.
     """
 
-    def __init__(self, bench: Bench, point: Point, before: Served) -> None:
-        self._bench = bench
-        self.point = point
-        self.before = before
-        self._accuracy: AccuracyRecord | None = None
-        self._load: LoadRecord | None = None
-
-    # -- accuracy -----------------------------------------------------------------------------------------------------
+    bench: Bench
+    point: Point
+    before: Served
+    _accuracy: AccuracyRecord | None = None
+    _load: LoadRecord | None = None
 
     def accuracy(self) -> AccuracyRecord:
         """The verdict of the accuracy gate; the result is written before it is judged."""
-        if self._accuracy is None:
-            config = self._bench.config
-            self._accuracy = self._measure_accuracy() if config.accuracy else AccuracyRecord(verdict=NOT_RUN)
-            if config.accuracy:
-                self._write()
-        return self._accuracy
+        if self._accuracy is None and self.bench.config.accuracy:
+            self._accuracy = self._measure_accuracy()
+            self.record()
+        return self._accuracy or AccuracyRecord(verdict=NOT_RUN)
 
     def _measure_accuracy(self) -> AccuracyRecord:
-        bench, config = self._bench, self._bench.config
+        bench, config = self.bench, self.bench.config
+        began_s = time.monotonic()
         try:
             task, tokenizer = bench.accuracy_source
             bench.server.flush_cache()
-            with bench.progress.accuracy(self.point) as report:
-                figures, measured = evaluate(task, self.before, tokenizer, self.point.conc, progress=report)
+            with bench.watch(self.point) as tell:
+                figures, measured = evaluate(
+                    task,
+                    self.before,
+                    tokenizer,
+                    self.point.conc,
+                    progress=lambda done, total: tell(describe("accuracy", done, total, time.monotonic() - began_s)),
+                )
             changes = changes_between(self.before.to_fields(), bench.server.inspect().to_fields())
         except (AccuracyError, VocabularyError, ServerError) as error:
             bench.look_after(error)
@@ -201,8 +195,6 @@ class Visit:
             _record_baseline(config.record_accuracy_baseline, self.before, figures, measured)
         return AccuracyRecord(verdict=verdict, figures=figures, task=measured)
 
-    # -- load ---------------------------------------------------------------------------------------------------------
-
     def load(self) -> LoadRecord:
         """Measure the point under load. The raw samples are on the disk when this returns.
 
@@ -213,16 +205,30 @@ class Visit:
         return self._load
 
     def _measure_load(self) -> LoadRecord:
-        bench, point = self._bench, self.point
+        bench, point = self.bench, self.point
         plan, vocab = bench.prompts
         plan = plan.with_point(point)
         bench.prompts = plan, vocab
         prompts = plan.at(point)
         bench.server.flush_cache()
-        with bench.progress.load(point) as report, bench.around_load(point, self.before) as extra:
-            run = run_point(self.before.url, self.before.model, point, prompts, bench.config.limits, on_progress=report)
+        with bench.watch(point) as tell, bench.around_load(point, self.before) as extra:
+            run = run_point(
+                self.before.url,
+                self.before.model,
+                point,
+                prompts,
+                bench.config.limits,
+                on_progress=lambda now: tell(describe(now.phase, now.done, now.total, now.elapsed_s, now.tokens)),
+            )
         samples_file = self._keep_samples(run)
-        changes = self._changes_since_begin(run)
+        changes: tuple[str, ...] = ()
+        if run.aborted or len(run.completed) < run.num_prompts:
+            bench.look_after(None)
+        if not bench.lost:
+            try:
+                changes = changes_between(self.before.to_fields(), bench.server.inspect().to_fields())
+            except ServerError as error:
+                bench.look_after(error)
         return LoadRecord(
             run=run,
             vocab_size=vocab.size,
@@ -234,36 +240,20 @@ class Visit:
             extra=extra,
         )
 
-    def _changes_since_begin(self, run: LoadRun) -> tuple[str, ...]:
-        bench = self._bench
-        if run.aborted or len(run.completed) < run.num_prompts:
-            bench.look_after(None)
-        if not bench.lost:
-            try:
-                return changes_between(self.before.to_fields(), bench.server.inspect().to_fields())
-            except ServerError as error:
-                bench.look_after(error)
-        return ()
-
     def _keep_samples(self, run: LoadRun) -> SamplesFile | None:
-        path = samples_path(self._bench.folder_of(self.point), self.point)
+        path = samples_path(self.bench.folder_of(self.point), self.point)
         content = samples_to_bytes(run)
         try:
             write_atomically(path, content)
         except OSError as error:
-            # The figures are worth more than the times that they were made of.
+            # The figures are kept without the raw times.
             warnings.warn(f"{path} cannot be written ({error.strerror}); the result has no raw samples", stacklevel=2)
             return None
         return SamplesFile(file=path.name, sha256=hashlib.sha256(content).hexdigest())
 
-    # -- result -------------------------------------------------------------------------------------------------------
-
     def record(self) -> Result:
         """Write the result with all that was measured, and return it."""
-        return self._write()
-
-    def _write(self) -> Result:
-        bench = self._bench
+        bench = self.bench
         folder = bench.folder_of(self.point)
         result = make_result(
             self.point,
@@ -277,7 +267,7 @@ class Visit:
             more_checks=bench.checks,
         )
         earlier = read_result(folder, self.point)
-        # A finished result stands until its successor is finished.
+        # A finished result stays until the new one is finished, too.
         if result.status is not None or earlier is None or earlier.status is None:
             write_atomically(result_path(folder, self.point), result.to_json())
         return result

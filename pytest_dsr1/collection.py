@@ -1,9 +1,9 @@
-"""The tests of a sweep: which there are, their ids, their order, their reports."""
+"""The tests of a sweep: their selection, ids, order and reports."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,31 @@ from pytest_dsr1.core.ledger import PointTest
 
 #: The id of the sweep's module, in a checkout and in a wheel.
 SWEEP_MODULE = "tests_bench/test_sweep.py"
-#: Another way to name it, for --pyargs.
+#: Its name for --pyargs.
 _PYARGS = "pytest_dsr1.test_sweep"
 #: The parameter that gives a test its point.
 POINT = "dsr1_point"
-#: Fixtures of ours begin with it; a test that requests one is a test of the sweep.
+#: Our fixtures begin with it; a test that requests one is a test of the sweep.
 PREFIX = "dsr1_"
 HINT = "nothing to measure yet; type the lengths, as in: pytest --isl 1024 --osl 1024"
-#: In every process of a sweep.
+#: The configuration, in every process of a sweep.
 CONFIG = pytest.StashKey[SweepConfig]()
-#: On a test whose performance was not measured because the accuracy is outside the gate.
+#: Set on a test that was skipped because the accuracy is outside the gate.
 GATED = pytest.StashKey[bool]()
 
 
-# pytest has the class as an attribute of a function, which no type checker follows.
+# pytest defines the class as an attribute of a function, which type checkers do not follow.
 class ServerLost(pytest.fail.Exception):  # type: ignore[name-defined,misc]
-    """The server of a test is gone."""
+    """The server of a test has ended or does not answer."""
 
-    # pytest's short summary shows the name with its module, and has no room for one.
+    # pytest's short summary shows the module, too, unless it is this one.
     __module__ = "builtins"
 
 
 def parametrize(metafunc: pytest.Metafunc) -> bool:
     """Give a test that requests `dsr1_point` its points.
 
-    :return: Whether there are none: without lengths the tests exist, so that `-k conc16` finds them, and are skipped.
+    :return: Whether they are placeholders: without lengths the tests can be selected by `-k conc16`, and are skipped.
     """
     if any(POINT in str(mark.args[:1]) for mark in metafunc.definition.iter_markers("parametrize")):
         return False
@@ -54,14 +54,14 @@ def parametrize(metafunc: pytest.Metafunc) -> bool:
 
 
 def point_of(item: pytest.Item) -> Point | None:
-    """The point that a test was given; None if it was given none."""
+    """The point that a test was given; None if there is none."""
     callspec = getattr(item, "callspec", None)
     point = callspec.params.get(POINT) if callspec is not None else None
     return point if isinstance(point, Point) else None
 
 
 def belongs_to_sweep(item: pytest.Item) -> bool:
-    """Whether a test requests a fixture of ours."""
+    """Whether a test requests one of our fixtures."""
     return any(name.startswith(PREFIX) for name in getattr(item, "fixturenames", ()))
 
 
@@ -82,9 +82,9 @@ def point_tests(items: Iterable[pytest.Item]) -> list[PointTest]:
 
 
 def select_by_keyword(config: pytest.Config) -> bool:
-    """Prepare -k; whether tests were selected by name, in whichever way.
+    """Prepare -k, and return whether tests were selected by name: by -k or by an id.
 
-    `-k conc16` is a search within names, and would take conc160 too: what is searched is `conc16]`, the end of the id.
+    `-k conc16` searches within names, and would select conc160, too. So `conc16]`, the end of the id, is searched.
     """
     keyword = config.option.keyword or ""
     config.option.keyword = re.sub(r"\bconc(\d+)(?![\w\]])", r"conc\1]", keyword)
@@ -92,22 +92,23 @@ def select_by_keyword(config: pytest.Config) -> bool:
 
 
 class Alone:
-    """Collects the sweep's module and nothing else."""
+    """Collects the sweep's module and nothing else.
+
+    :param typed: Ids of the module's tests to which the session is limited; none: all tests.
+    """
 
     def __init__(self, typed: Sequence[str]) -> None:
         self._typed = typed
 
     @classmethod
     def needed(cls, config: pytest.Config) -> Alone | None:
-        """The collector, where no path was typed or only tests of the sweep's module were.
-
-        A typed path is collected as always.
-        """
+        """The collector, if no path was typed, or only the sweep's module or tests of it."""
         ours = [word for word in config.args if word.partition("::")[0] in (SWEEP_MODULE, _PYARGS)]
         if config.args_source is config.ArgsSource.ARGS and ours != config.args:
             return None
         typed = [word.replace(_PYARGS, SWEEP_MODULE) for word in ours if "::" in word]
-        pytest_internals.collect_only(config, config.invocation_params.dir)
+        # Whatever was typed: see pytest_make_collect_report.
+        config.args[:] = [str(config.invocation_params.dir)]
         return cls(typed)
 
     @pytest.hookimpl(tryfirst=True)
@@ -119,18 +120,15 @@ class Alone:
         return pytest.CollectReport(collector.nodeid, "passed", None, [module])
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        below = tuple(f"{word}{end}" for word in self._typed for end in ("[", "::"))
         if self._typed:
-            _keep(config, items, lambda item: any(_is_below(item.nodeid, word) for word in self._typed))
-
-
-def _is_below(nodeid: str, typed: str) -> bool:
-    return nodeid == typed or nodeid.startswith((f"{typed}[", f"{typed}::"))
+            _keep(config, items, lambda item: item.nodeid in self._typed or item.nodeid.startswith(below))
 
 
 class SweepTests:
     """The hooks that shape a sweep's tests, in every process of a sweep.
 
-    :param missing: What a resumed batch still misses, as (point, name of the test); None: everything is run.
+    :param missing: The tests that a resumed batch still needs, as (point, name of the test); None: all.
     """
 
     def __init__(self, sweep: SweepConfig, missing: frozenset[tuple[Point, str]] | None) -> None:
@@ -151,22 +149,21 @@ class SweepTests:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> Generator[None, None, None]:
-        before = {item: list(item.own_markers) for item in items if _measures_load(item)}
+        # --benchmark-only skips tests without the fixture `benchmark`. These tests request it after they have measured.
+        benchmarks = [item.fixturenames for item in items if isinstance(item, pytest.Function) and _measures_load(item)]
+        for names in benchmarks if config.getoption("benchmark_only", False) else ():
+            names.append("benchmark")
         yield
-        if config.getoption("benchmark_only", False):
-            _measure_all_the_same(items, before)
+        for names in benchmarks if config.getoption("benchmark_only", False) else ():
+            names.remove("benchmark")
         if self._missing is not None:
             missing = self._missing
             _keep(config, items, lambda item: (point := point_of(item)) is None or (point, name_of(item)) in missing)
-        self._arrange(items)
-
-    def _arrange(self, items: list[pytest.Item]) -> None:
-        """Put the sweep's tests into sweep order; other tests keep their places."""
+        # The sweep's tests are put into sweep order; other tests keep their places.
         place = {point: number for number, point in enumerate(self._sweep.points)}
-        ours = [(number, point) for number, item in enumerate(items) if (point := point_of(item)) is not None]
-        ordered = sorted(ours, key=lambda one: (place.get(one[1], len(place)), _measures_load(items[one[0]]), one[0]))
-        moved = [items[number] for number, _ in ordered]
-        for (number, _), item in zip(ours, moved, strict=True):
+        ours = [(number, item, point) for number, item in enumerate(items) if (point := point_of(item)) is not None]
+        ordered = sorted(ours, key=lambda one: (place.get(one[2], len(place)), _measures_load(one[1])))
+        for (number, _, _), (_, item, _) in zip(ours, ordered, strict=True):
             items[number] = item
 
     @pytest.hookimpl(wrapper=True)
@@ -175,39 +172,29 @@ class SweepTests:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if belongs_to_sweep(item):
-            # A plain attribute with plain values travels from a worker of xdist to its controller.
+            # xdist sends an attribute of plain values from a worker to its controller.
             vars(report)["dsr1"] = _remarks(item, report, call)
         return report
 
 
-def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Any) -> None:
+def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pytest.Item], bool]) -> None:
     dropped = [item for item in items if not wanted(item)]
     items[:] = [item for item in items if wanted(item)]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
 
 
-def _measure_all_the_same(items: Iterable[pytest.Item], before: dict[pytest.Item, list[pytest.Mark]]) -> None:
-    """Undo the skip of --benchmark-only: these use pytest-benchmark after measuring."""
-    for item in items:
-        added = [mark for mark in item.own_markers if mark not in before.get(item, item.own_markers)]
-        pytest_internals.forget_marks(
-            item,
-            (mark for mark in added if mark.name == "skip" and "--benchmark-only" in mark.kwargs.get("reason", "")),
-        )
-
-
 def _measures_load(item: pytest.Item) -> bool:
-    return bool({"load", "dsr1_load"} & set(getattr(item, "fixturenames", ())))
+    return "dsr1_load" in getattr(item, "fixturenames", ())
 
 
 def _remarks(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> dict[str, Any]:
-    """What the session wants to know of a report: see `core.summary.PointReport`."""
+    """What the session needs from a report: see `core.ledger.PointReport`."""
     if call.excinfo is None or report.passed:
         return {}
     error = call.excinfo.value
     reason = str(error).strip().partition("\n")[0].strip()
-    # An assertion or a skip of ours is its own reason; any other error needs its name.
+    # The text of an assertion, skip or failure is the reason; any other error needs the name of its class.
     if not (isinstance(error, AssertionError | pytest.skip.Exception | pytest.fail.Exception) and reason):
         reason = f"{type(error).__name__}: {reason}"
     return {"reason": reason, "gated": item.stash.get(GATED, False), "lost": isinstance(error, ServerLost)}

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
-    # Every project that has the plugin knows the fixtures; what they need is imported when one is used.
+    # This module is imported in every pytest session; what the fixtures need is imported when one is used.
     from pytest_dsr1.bench import Bench, Visit
     from pytest_dsr1.core.config import Point
-    from pytest_dsr1.core.record import AccuracyRecord, LoadRecord
+    from pytest_dsr1.core.record import AccuracyRecord
     from pytest_dsr1.core.result import Result
     from pytest_dsr1.core.samples import LoadRun
     from pytest_dsr1.core.server import Served
-    from pytest_dsr1.session import Session
+    from pytest_dsr1.session.activation import Session
 
 
 #: Tests that request one of these measure accuracy.
 _ACCURACY = frozenset({"accuracy", "accurate", "dsr1_accuracy"})
 
 
-class MeasureLoad(Protocol):
-    """What `dsr1_load` is: a call that measures one point under load."""
+Measured = TypeVar("Measured", covariant=True)
 
-    def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
-        """Measure a point, write its result and return it.
 
-        What is not given comes from `dsr1_point` where the test requests it, else from --isl, --osl and --conc.
+class Measure(Protocol[Measured]):
+    """The type of `dsr1_load` and `dsr1_accuracy`: a call measures one point."""
+
+    def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Measured:
+        """Measure a point once, write its result, and return what was measured.
+
+        An argument that is not given comes from `dsr1_point` where the test requests it, else from --isl, --osl and
+        --conc.
         """
-
-
-class MeasureAccuracy(Protocol):
-    """What `dsr1_accuracy` is: a call that measures the accuracy at one concurrency."""
-
-    def __call__(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> AccuracyRecord:
-        """Measure it; at once where it was measured before. Without a point likewise."""
 
 
 @pytest.fixture(scope="session")
 def dsr1_session(pytestconfig: pytest.Config) -> Session:
-    """What this process knows of the sweep."""
+    """The sweep as this process sees it."""
     from pytest_dsr1.collection import HINT
-    from pytest_dsr1.session import SESSION
+    from pytest_dsr1.session.activation import SESSION
 
     if SESSION not in pytestconfig.stash:
         raise pytest.UsageError(f"a worker of xdist measures only in a sweep: {HINT}, or drop -n")
@@ -54,7 +52,7 @@ def dsr1_session(pytestconfig: pytest.Config) -> Session:
 
 @pytest.fixture(scope="session")
 def dsr1_server(dsr1_session: Session, request: pytest.FixtureRequest) -> Served:
-    """The server that is measured; override it to bring a server of your own."""
+    """The server that is measured; override it to provide a server of your own."""
     with ending_sweep(request):
         return dsr1_session.serve()
 
@@ -62,10 +60,14 @@ def dsr1_server(dsr1_session: Session, request: pytest.FixtureRequest) -> Served
 @pytest.fixture(scope="session")
 def dsr1_bench(dsr1_session: Session, dsr1_server: Served, request: pytest.FixtureRequest) -> Bench:
     """The session's measurements on the session's server."""
-    config = request.config
+    from pytest_dsr1.bench import Bench
+
+    config, session = request.config, dsr1_session
     checks = [check for checks in config.hook.pytest_dsr1_checks(config=config) for check in checks]
     with ending_sweep(request):
-        bench = dsr1_session.bench(dsr1_server, partial(_around_load, config), checks)
+        server, served = session.server_of(dsr1_server)
+    around_load = partial(_around_load, config)
+    bench = Bench(session.config, server, served, session.folder_of, session.watch, around_load, checks)
     if any(_ACCURACY & set(getattr(item, "fixturenames", ())) for item in request.session.items):
         bench.prepare()
     return bench
@@ -84,13 +86,13 @@ def dsr1_measurements(dsr1_session: Session, dsr1_bench: Bench, request: pytest.
 
 
 @pytest.fixture
-def dsr1_load(dsr1_measurements: Measurements) -> MeasureLoad:
+def dsr1_load(dsr1_measurements: Measurements) -> Measure[Result]:
     """Measures a point under load: `run = dsr1_load(isl=1024, osl=256, conc=16)`."""
-    return dsr1_measurements.measure_load
+    return dsr1_measurements.load
 
 
 @pytest.fixture
-def dsr1_accuracy(dsr1_measurements: Measurements) -> MeasureAccuracy:
+def dsr1_accuracy(dsr1_measurements: Measurements) -> Measure[AccuracyRecord]:
     """Measures accuracy: `dsr1_accuracy(isl=1024, osl=1024, conc=16)`."""
     return dsr1_measurements.accuracy
 
@@ -102,25 +104,23 @@ class Measurements:
         self._session = session
         self._bench = bench
         self._request = request
-        callspec = getattr(request.node, "callspec", None)
-        self._given: Point | None = callspec.params.get("dsr1_point") if callspec is not None else None
 
     def accuracy(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> AccuracyRecord:
-        """What the gate says of a point."""
+        """The verdict of the gate on a point."""
         record = self._visit(isl, osl, conc).accuracy()
         self._request.node.user_properties.extend(record.figures or ())
         self._require_server()
         return record
 
     def accuracy_or_skip(self) -> AccuracyRecord:
-        """The same of the test's point, which is skipped where accuracy is off."""
+        """The same for the test's point; skips the test where accuracy is off."""
         record = self.accuracy()
         if not self._bench.config.accuracy:
             pytest.skip("accuracy off")
         return record
 
-    def accurate(self) -> AccuracyRecord:
-        """The same; skips the test where the gate failed."""
+    def accuracy_or_gated(self) -> AccuracyRecord:
+        """The same; skips the test where the gate failed, which fails the point."""
         from pytest_dsr1.collection import GATED
 
         record = self.accuracy()
@@ -129,27 +129,23 @@ class Measurements:
             pytest.skip(record.verdict.reason)
         return record
 
-    def load(self) -> LoadRecord:
-        """Measure the test's point under load."""
-        with ending_sweep(self._request):
-            return self._visit(None, None, None).load()
+    def load(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
+        """Measure a point under load, and write what was measured."""
+        return self.record(self.measure(isl=isl, osl=osl, conc=conc))
 
-    def record(self, _: LoadRecord) -> Result:
-        """Write the result of the test's point, JUnit properties and a benchmark row."""
-        return self._record(self._visit(None, None, None))
-
-    def measure_load(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Result:
-        """Measure a point under load, and write its result."""
+    def measure(self, *, isl: int | None = None, osl: int | None = None, conc: int | None = None) -> Visit:
+        """Measure a point under load; its raw samples are on the disk."""
         visit = self._visit(isl, osl, conc)
         with ending_sweep(self._request):
             visit.load()
-        return self._record(visit)
+        return visit
 
-    def _record(self, visit: Visit) -> Result:
-        result = visit.record()
+    def record(self, visit: Visit) -> Result:
+        """Write the result, JUnit properties and a row of pytest-benchmark."""
+        run, result = visit.load().run, visit.record()
         properties = self._request.node.user_properties
         properties.extend(pair for pair in result.headline.items() if pair not in properties)
-        record_benchmark_row(self._request, visit.point, visit.load().run, result.headline)
+        record_benchmark_row(self._request, visit.point, run, result.headline)
         self._require_server()
         return result
 
@@ -162,22 +158,21 @@ class Measurements:
             return self._bench.visit(point)
 
     def _point(self, isl: int | None, osl: int | None, conc: int | None) -> Point:
-        from pytest_dsr1.collection import HINT
+        from pytest_dsr1.collection import HINT, point_of
         from pytest_dsr1.core.config import Point, Scenario
 
-        config, given = self._bench.config, self._given
-        if isl is None and osl is None and (given is not None or len(config.scenarios) == 1):
-            scenario = given.scenario if given is not None else config.scenarios[0]
-        elif isl is not None and osl is not None:
-            scenario = Scenario(isl, osl)
-        else:
-            raise pytest.UsageError(f"{self._request.node.nodeid} names no single pair of lengths: {HINT}")
-        if conc is None and given is None and len(config.concurrencies) != 1:
+        given, config, nodeid = point_of(self._request.node), self._bench.config, self._request.node.nodeid
+        scenarios = (given.scenario,) if given is not None else config.scenarios
+        concurrencies = (given.conc,) if given is not None else config.concurrencies
+        if isl is not None and osl is not None:
+            scenarios = (Scenario(isl, osl),)
+        elif isl is not None or osl is not None or len(scenarios) != 1:
+            raise pytest.UsageError(f"{nodeid} does not name one pair of lengths: {HINT}")
+        if conc is None and len(concurrencies) != 1:
             raise pytest.UsageError(
-                f"{self._request.node.nodeid} names no concurrency: pass conc=…, request dsr1_point, or type one with "
-                "--conc"
+                f"{nodeid} does not name one concurrency: pass conc=…, request dsr1_point, or type one with --conc"
             )
-        return Point(scenario, conc or (given.conc if given is not None else config.concurrencies[0]))
+        return Point(scenarios[0], concurrencies[0] if conc is None else conc)
 
     def _require_server(self) -> None:
         from pytest_dsr1.servers import ServerError
@@ -189,10 +184,7 @@ class Measurements:
 
 @contextmanager
 def ending_sweep(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where the server is gone, fail the test and end the session after it.
-
-    What is finished is kept, and nothing else is begun.
-    """
+    """Fail the test, and end the session after it, where the server is lost."""
     from pytest_dsr1.collection import ServerLost
     from pytest_dsr1.core.text import first_line
     from pytest_dsr1.servers import ServerError
@@ -201,43 +193,18 @@ def ending_sweep(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     except ServerError as error:
         request.session.shouldstop = f"dsr1: {first_line(str(error))}"
-        # Without the error that it is made of, which pytest would show a second time.
+        # "from None": else pytest shows the same message twice.
         raise ServerLost(str(error), pytrace=False) from None
 
 
 @contextmanager
 def _around_load(config: pytest.Config, point: Point, served: Served) -> Iterator[dict[str, object]]:
-    """Tells the hooks when a load begins and ends, and collects what they add to the result."""
+    """Call the hooks when a load begins and ends, and collect what they return."""
     extra: dict[str, object] = {}
     config.hook.pytest_dsr1_load_started(config=config, point=point, served=served)
     yield extra
     for said in config.hook.pytest_dsr1_load_ended(config=config, point=point, served=served):
         extra |= said
-
-
-class ReplayClock:
-    """A timer that moves by the next duration whenever it is told to.
-
-    pytest-benchmark has no call that takes samples (ionelmc/pytest-benchmark#52), but any callable may be its timer.
-    """
-
-    #: Shown as the timer in pytest-benchmark's JSON.
-    __name__ = "replay"
-
-    def __init__(self, durations_s: Sequence[float]) -> None:
-        self._now_s = 0.0
-        self._durations_s: Iterator[float] = iter(durations_s)
-
-    def __call__(self) -> float:
-        return self._now_s
-
-    def rewind(self) -> None:
-        """Go back to zero, so that no sum of floats rounds the next duration."""
-        self._now_s = 0.0
-
-    def play(self) -> None:
-        """Let the next duration pass."""
-        self._now_s = next(self._durations_s, 0.0)
 
 
 def record_benchmark_row(
@@ -248,17 +215,18 @@ def record_benchmark_row(
     used = "benchmark" in request.fixturenames
     if not durations_s or used or not request.config.pluginmanager.hasplugin("benchmark"):
         return
-    clock = ReplayClock(durations_s)
-    # The benchmark fixture reads its timer from this mark, so it must not have been made before.
-    request.node.add_marker(pytest.mark.benchmark(timer=clock))
+    # pytest-benchmark has no call that takes samples (ionelmc/pytest-benchmark#52), but any function may be its timer.
+    # Each round calls the timer twice.
+    ticks_s = chain.from_iterable((0.0, duration_s) for duration_s in durations_s)
+
+    def replay() -> float:
+        return next(ticks_s, 0.0)
+
+    # The benchmark fixture reads its timer from this mark when it is created, so the mark is set first.
+    request.node.add_marker(pytest.mark.benchmark(timer=replay))
     benchmark: Any = request.getfixturevalue("benchmark")
     benchmark.group = "e2e latency"
-    # A point is no JSON; its lengths are, and --benchmark-group-by=param:conc works by them.
+    # Values that JSON has: --benchmark-group-by=param:conc uses them.
     benchmark.param, benchmark.params = point.id, {"isl": point.isl, "osl": point.osl, "conc": point.conc}
     benchmark.extra_info.update(figures)
-    benchmark.pedantic(clock.play, setup=clock.rewind, rounds=len(durations_s))
-
-
-#: For annotations of tests that use the fixtures of test_sweep.py.
-Load = Callable[[], "LoadRecord"]
-Record = Callable[["LoadRecord"], "Result"]
+    benchmark.pedantic(lambda: None, rounds=len(durations_s))

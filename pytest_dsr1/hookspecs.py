@@ -7,6 +7,7 @@ A conftest.py that may also be used where pytest-dsr1 is not installed marks its
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 @pytest.hookspec(firstresult=True)
 def pytest_dsr1_server(config: pytest.Config, sweep: SweepConfig) -> Served | None:
-    """Bring the server that is measured: return it, or None for no opinion.
+    """Provide the server that is measured: return it, or None to provide none.
 
-    Called once, in the process that owns the session, before anything is measured, and only where --server-url was
-    not typed. The server must answer, and is measured like one that --server-url names. End it in `pytest_unconfigure`.
+    Called once, in the process that owns the session, before anything is measured, and only if --server-url was not
+    typed. The server must answer; it is measured like one that --server-url names. Stop it in `pytest_unconfigure`.
 
     Example::
 
@@ -40,7 +41,7 @@ def pytest_dsr1_refuse_server(config: pytest.Config, why: str, reference: bool, 
 
     Called when the server is chosen, and again when it has answered.
 
-    :param why: Who serves, and why no other.
+    :param why: Which server was chosen, and why.
     :param reference: Whether it is the embedded engine.
     :param served: What the server says of itself; None before it answered.
     """
@@ -48,7 +49,7 @@ def pytest_dsr1_refuse_server(config: pytest.Config, why: str, reference: bool, 
 
 @pytest.hookspec
 def pytest_dsr1_preflight(config: pytest.Config, sweep: SweepConfig) -> Iterable[PreflightCheck] | None:
-    """Look for what would fail later, before a server is started.
+    """Check what would fail later, before a server is started.
 
     A check that did not pass ends the session.
     """
@@ -85,12 +86,12 @@ def pytest_dsr1_load_ended(config: pytest.Config, point: Point, served: Served) 
 
     Called in the process that measures.
 
-    :return: What is to stand in the result: one object for each name, under `extra`.
+    :return: What is added to the result, under `extra`: one object for each name.
     """
 
 
 @pytest.hookspec
-def pytest_dsr1_batch_started(config: pytest.Config, batch: Batch) -> None:
+def pytest_dsr1_batch_started(config: pytest.Config, batch: Batch, folder: Path) -> None:
     """A batch folder exists. Called in the process that owns the session."""
 
 
@@ -105,8 +106,8 @@ def pytest_dsr1_point_ended(config: pytest.Config, point: Point, state: PointSta
 
 
 @pytest.hookspec
-def pytest_dsr1_batch_ended(config: pytest.Config, batch: Batch) -> None:
-    """No test of a batch will be run any more. Called before anything is submitted.
+def pytest_dsr1_batch_ended(config: pytest.Config, batch: Batch, folder: Path) -> None:
+    """The last test of a batch has run. Called before anything is submitted.
 
     A point that is failed here, by `pytest_dsr1_objections`, is not submitted.
     """

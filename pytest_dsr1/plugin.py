@@ -10,27 +10,27 @@ import pytest
 from pytest_dsr1 import fixtures, hookspecs
 from pytest_dsr1.options.table import BY_NAME, OPTIONS
 
-# Other modules are imported where they are needed: a project that measures nothing pays for none of them.
+# Other modules are imported where they are used: a session without a sweep imports none of them.
 
-#: Whether tests of the sweep were collected without lengths, and so are skipped.
+#: Whether tests of the sweep were collected without lengths, and are skipped for that reason.
 _PLACEHOLDERS = pytest.StashKey[bool]()
 _PREFIX = "dsr1_"
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    # In every session: a conftest may implement them.
+    # In every session, since a conftest may implement the hooks.
     pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     for option in OPTIONS:
         kind = "bool" if option.is_flag else "args" if option.repeatable else "string"
-        # An option that the ini file does not have must be told apart from an empty one, hence None.
+        # None tells an option that the ini file does not have from an empty one.
         parser.addini(option.dest, f"Default of {option.name}", type=kind, default=None)  # type: ignore[arg-type]
     pluginmanager.register(fixtures, "dsr1_fixtures")
 
 
-# The options are declared last, and only on demand: a name that another plugin or a conftest has declared is his.
+# The options are declared last, and only if they are used: a name that another plugin declares belongs to that plugin.
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(
     early_config: pytest.Config, parser: pytest.Parser, args: list[str]
@@ -56,7 +56,7 @@ def pytest_load_initial_conftests(
             f"{clash[0]} is an option of this sweep, and {owner} declares an option of that name; run the sweep in "
             "another folder, or keep that file out: --noconftest, or -p no:NAME for a plugin"
         )
-    # Of the rest, a conftest that is found during collection may declare some.
+    # A conftest that is found during collection may declare an option with the name of one that was not typed.
     wanted = BY_NAME.keys() if shows_help else typed | inherited
     pytest_internals.add_options(parser, (option for option in OPTIONS if option.name in wanted - taken))
     if typed - taken and not inherited:
@@ -79,10 +79,10 @@ def _option_names(args: Iterable[str]) -> Iterator[str]:
 
 
 def _refuse_moved_rootdir(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Refuse a rootdir that an option's value decided.
+    """Refuse a rootdir that pytest took from an option's value.
 
-    pytest finds its rootdir before it knows our options: a value that stands by itself is taken for the path of a test
-    if it exists. Reports and ini file would be those of another folder.
+    pytest determines its rootdir before it knows our options: it takes a separate value for the path of a test if that
+    path exists. The reports and the ini file would be in another folder.
     """
     from pytest_dsr1 import pytest_internals
 
@@ -110,7 +110,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    # Asked before anything is configured. One worker for each server: two on one would measure each other.
+    # Called before pytest_configure. One worker for each server: two on one would measure each other's load.
     if not _starts_sweep(config):
         return None
     dest = BY_NAME["--server-url"].dest
@@ -139,14 +139,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 # A user's own tests measure without lengths on the command line.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    ours = [
-        item for item in session.items if any(name.startswith(_PREFIX) for name in getattr(item, "fixturenames", ()))
-    ]
-    if ours and not _starts_sweep(session.config):
+    names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if any(name.startswith(_PREFIX) for name in names) and not _starts_sweep(session.config):
         from pytest_dsr1 import collection
         from pytest_dsr1.session import activation
 
-        if any(map(collection.measures_without_sweep, ours)):
+        if any(map(collection.measures_without_sweep, session.items)):
             activation.activate_late(session.config)
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -15,75 +15,60 @@ from pytest_dsr1 import pytest_internals
 from pytest_dsr1.accuracy.documents import AccuracyError, heldout_task, wikitext_task
 from pytest_dsr1.batch.published import b200_table, given_baselines, published_baselines
 from pytest_dsr1.bench import accuracy_source, prompt_plan
-from pytest_dsr1.core.config import Engine, Mode, Point, Scenario, SweepConfig
+from pytest_dsr1.core.config import Engine, Mode, Point, SweepConfig
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.text import duration
 from pytest_dsr1.servers import Reporter, ServerError, SilentReporter
-from pytest_dsr1.servers.choose import LaunchPlan, choose
+from pytest_dsr1.servers.choose import choose
 from pytest_dsr1.servers.pool import ServerPool
 
-#: Bytes of result, samples and summary, roughly, per generated token; and what else must be free.
+#: About how many bytes of result, samples and summary there are per generated token, and how many more must be free.
 _BYTES_PER_TOKEN = 4
 _SPARE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class PreflightCheck:
-    """One thing that was looked at.
+    """The outcome of one check.
 
-    :param message: What was found; where it did not pass, with the option that mends it.
+    :param message: What was found; if it did not pass, with the option that fixes it.
     """
 
     passed: bool
     message: str
 
 
-def checks(config: SweepConfig) -> tuple[PreflightCheck, ...]:
-    """Check what needs no server: named files, the corpus, room for the results."""
-    return tuple(check for look in (_folder, _baselines, _corpus, _tokenizer) for check in look(config))
+def checks(config: pytest.Config, sweep: SweepConfig) -> tuple[PreflightCheck, ...]:
+    """Check what needs no server: files, the corpus, disk space, plugins' checks."""
+    own = (check for look in (_folder, _baselines, _corpus, _tokenizer) for check in look(sweep))
+    of_plugins = config.hook.pytest_dsr1_preflight(config=config, sweep=sweep)
+    return (*own, *chain.from_iterable(of_plugins))
 
 
 def show(
-    config: SweepConfig, points: Sequence[Point], more: Sequence[PreflightCheck], say: Callable[[str], None]
+    found: Sequence[PreflightCheck], config: SweepConfig, points: Sequence[Point], say: Callable[[str], None]
 ) -> bool:
     """Do what --preflight asks for: say what was found and what would be run.
 
+    :param found: The checks that need no server.
     :param points: The points that would be measured.
-    :param more: Checks of plugins.
     :return: Whether everything passed.
     """
-    found = (*checks(config), *more, *_launch(config, points))
-    for line in lines(config, points, found):
-        say(line)
-    return all(check.passed for check in found)
-
-
-def lines(config: SweepConfig, points: Sequence[Point], found: Sequence[PreflightCheck]) -> Iterator[str]:
-    """What --preflight prints."""
+    found = (*found, *_launch(config, points))
     for check in found:
-        yield f"{'ok    ' if check.passed else 'FAILED'} {check.message}"
+        say(f"{'ok    ' if check.passed else 'FAILED'} {check.message}")
+    performance = config.mode is not Mode.ACC
     for point in points:
         prompts = config.num_prompts_at(point)
-        load = f", {prompts:,} requests of {point.isl:,} + {point.osl:,} tokens" if config.mode is not Mode.ACC else ""
-        gate = "accuracy" if config.accuracy else "no accuracy"
-        yield f"would run {point.id}: {gate}{load}"
-    expected_s = _expected_s(config, points)
-    if expected_s is not None:
-        yield f"at the speed of the B200 baselines the performance part takes about {duration(expected_s)}"
-    elif config.mode is not Mode.ACC:
-        yield "how long it takes cannot be said: there is no B200 baseline for these lengths"
-
-
-def _expected_s(config: SweepConfig, points: Sequence[Point]) -> float | None:
-    if config.mode is Mode.ACC:
-        return None
-    total = 0.0
-    for point in points:
-        row = b200_table().row(point)
-        if row is None:
-            return None
-        total += config.num_prompts_at(point) / point.conc * row.median_e2e_ms / 1000
-    return total
+        load = f", {prompts:,} requests of {point.isl:,} + {point.osl:,} tokens" if performance else ""
+        say(f"would run {point.id}: {'accuracy' if config.accuracy else 'no accuracy'}{load}")
+    rows = [(point, row) for point in points if (row := b200_table().row(point)) is not None]
+    if performance and len(rows) == len(points):
+        expected_s = sum(config.num_prompts_at(point) / point.conc * row.median_e2e_ms / 1000 for point, row in rows)
+        say(f"at the speed of the B200 baselines the performance part takes about {duration(expected_s)}")
+    elif performance:
+        say("the duration is not known: there is no B200 baseline for these lengths")
+    return all(check.passed for check in found)
 
 
 def _folder(config: SweepConfig) -> Iterator[PreflightCheck]:
@@ -123,16 +108,14 @@ def _baselines(config: SweepConfig) -> Iterator[PreflightCheck]:
 def _corpus(config: SweepConfig) -> Iterator[PreflightCheck]:
     if not config.accuracy:
         return
-    look: Callable[[], object]
-    if config.accuracy_data is not None:
-        look, name = (lambda: wikitext_task(config.accuracy_data)), f"--accuracy-data: {config.accuracy_data}"
-    elif config.engine is Engine.REFERENCE:
-        look, name = heldout_task, "accuracy corpus of the reference engine"
-    else:
-        return  # which corpus it is depends on who serves
+    name = f"--accuracy-data: {config.accuracy_data}"
+    if config.accuracy_data is None:
+        if config.engine is not Engine.REFERENCE:
+            return  # the server decides which corpus it is
+        name = "accuracy corpus of the reference engine"
     try:
-        look()
-        yield PreflightCheck(True, f"{name} is whole")
+        heldout_task() if config.accuracy_data is None else wikitext_task(config.accuracy_data)
+        yield PreflightCheck(True, f"{name} is complete")
     except (AccuracyError, OSError) as error:
         yield PreflightCheck(False, f"{name}: {error}")
 
@@ -145,7 +128,7 @@ def _tokenizer(config: SweepConfig) -> Iterator[PreflightCheck]:
 
 
 def _launch(config: SweepConfig, points: Sequence[Point]) -> Iterator[PreflightCheck]:
-    """Who would serve; every run finds out for itself when it chooses."""
+    """Which server would be used. Every run chooses again."""
     if config.server_urls or not points:
         return
     try:
@@ -167,52 +150,43 @@ def _launch(config: SweepConfig, points: Sequence[Point]) -> Iterator[PreflightC
 
 
 def brings_own_server(config: pytest.Config, sweep: SweepConfig, workers: int) -> bool:
-    """Whether a conftest brings the server by the fixture dsr1_server.
+    """Whether a conftest provides the server by the fixture dsr1_server.
 
-    :param workers: How many workers of xdist there are.
+    :param workers: Number of xdist workers.
     :raises pytest.UsageError: There is such a fixture, and it would be ignored.
     """
     found = pytest_internals.modules_with_fixture(config, "dsr1_server")
     if not found:
         return False
     seen = (config.rootpath, config.rootpath / "tests_bench")
-    if config.pluginmanager.has_plugin("dsr1_alone") and (
-        hidden := next((file for file in found if file.parent not in seen), None)
-    ):
+    hidden = next((file for file in found if file.parent not in seen), None)
+    if hidden is not None and config.pluginmanager.has_plugin("dsr1_alone"):
         raise pytest.UsageError(
-            f"{hidden} defines dsr1_server, which the sweep's own tests do not see: move it to the conftest.py of "
+            f"{hidden} defines dsr1_server, which the sweep's own tests cannot use: move it to the conftest.py of "
             f"{config.rootpath}, or implement the hook pytest_dsr1_server"
         )
     if workers:
         raise pytest.UsageError(
-            f"-n {workers}: {found[0]} defines the fixture dsr1_server, of which every worker would have one; "
+            f"-n {workers}: {found[0]} defines the fixture dsr1_server, and each worker would have its own; "
             "implement the hook pytest_dsr1_server instead, or drop -n"
         )
     if sweep.server_urls:
         raise pytest.UsageError(
-            f"--server-url names a server, and {found[0]} brings one by the fixture dsr1_server; drop one"
+            f"--server-url names a server, and {found[0]} provides one by the fixture dsr1_server; drop one"
         )
     return True
 
 
 def with_server(config: SweepConfig, served: object, source: str) -> SweepConfig:
-    """The configuration, with a server that a user's code brings.
+    """The configuration, with a server that a user's code provides.
 
     :param source: The hook or fixture that gave it.
-    :raises pytest.UsageError: It is no `Served`.
+    :raises pytest.UsageError: It is not a `Served`.
     """
     if not isinstance(served, Served):
         raise pytest.UsageError(f"{source} gave {served!r}; it must give Served(url=..., model=...) of pytest_dsr1")
     url = served.url.rstrip("/").removesuffix("/v1")
     return replace(config, server_urls=(url,), model=served.model, model_from_environment=False)
-
-
-def with_server_of_plugins(config: pytest.Config, sweep: SweepConfig) -> SweepConfig:
-    """The configuration, with the server that the hook brings, if it brings one."""
-    if sweep.server_urls:
-        return sweep
-    served = config.hook.pytest_dsr1_server(config=config, sweep=sweep)
-    return sweep if served is None else with_server(sweep, served, "the hook pytest_dsr1_server")
 
 
 def choose_server(
@@ -223,10 +197,13 @@ def choose_server(
     on_served: Callable[[Served, Point | None], None],
     workers: int,
 ) -> ServerPool:
-    """Find who serves, and whether that can be measured.
+    """Choose the server, and check that it can be measured.
+
+    It is the one of --server-url, else the one that a plugin provides, else what --engine finds.
 
     :param on_served: Called with each server that answers, and the point that it was asked for.
-    :raises ServerError: It cannot.
+    :param workers: Number of xdist workers.
+    :raises ServerError: There is no server, or it cannot be measured.
     """
 
     def refuse(served: Served | None) -> None:
@@ -236,61 +213,52 @@ def choose_server(
         ):
             raise ServerError(problem)
 
+    if not sweep.server_urls:
+        provided = config.hook.pytest_dsr1_server(config=config, sweep=sweep)
+        if provided is not None:
+            sweep = with_server(sweep, provided, "the hook pytest_dsr1_server")
+    pool = ServerPool(
+        sweep,
+        os.environ,
+        reporter,
+        purpose=f"pytest in {config.invocation_params.dir}",
+        on_served=on_served,
+        concurrent=max(workers, 1),
+    )
     try:
-        pool = ServerPool(
-            sweep,
-            os.environ,
-            reporter,
-            purpose=f"pytest in {config.invocation_params.dir}",
-            on_served=on_served,
-            concurrent=max(workers, 1),
-        )
+        # Before the server is asked and the corpus is downloaded, both of which take time.
         refuse(None)
-        # Before anything that takes time: corpus and tokenizer may come from the hub.
         for served in pool.ask_all() if pool.choice.running else ():
             refuse(served)
-        require_measurable(sweep, pool, workers)
-    except ValueError as error:
+        _require_measurable(sweep, pool, workers)
+    except (AccuracyError, ServerError, ValueError) as error:
+        pool.stop()
         raise ServerError(str(error)) from None
     return pool
 
 
-def require_measurable(config: SweepConfig, pool: ServerPool, workers: int) -> None:
-    """Find wrong now what would otherwise be found wrong after minutes of waiting.
-
-    :raises ServerError, ValueError: The sweep cannot be measured on this server.
-    """
-    if pool.choice.plan is not None and workers:
-        _refuse_restarts(pool.choice.plan, config, workers)
-    if not pool.served:
-        return
-    served = pool.served[0]
-    if config.mode is not Mode.ACC:
-        for scenario in config.scenarios:
-            _require_context(scenario, served)
-        if config.points:
-            prompt_plan(config, served)
-    if config.accuracy and config.points:
-        try:
-            accuracy_source(config, served)
-        except AccuracyError as error:
-            raise ServerError(str(error)) from None
-
-
-def _require_context(scenario: Scenario, served: Served) -> None:
-    context, needed = served.context_length, scenario.isl + scenario.osl
-    if context is not None and needed > context:
-        raise ValueError(
-            f"ISL {scenario.isl} + OSL {scenario.osl} = {needed} tokens do not fit into the context "
-            f"of {served.model} at {served.url}, {context} tokens; ask for shorter lengths, or serve a longer context"
-        )
-
-
-def _refuse_restarts(plan: LaunchPlan, config: SweepConfig, workers: int) -> None:
-    launches = plan.launches(config.points)
-    if len(launches) > 1:
+def _require_measurable(config: SweepConfig, pool: ServerPool, workers: int) -> None:
+    """Find now what would otherwise fail after minutes of waiting."""
+    plan = pool.choice.plan
+    launches = plan.launches(config.points) if plan is not None and workers else ()
+    if plan is not None and len(launches) > 1:
         raise ServerError(
             f"-n {workers}: recipe {plan.recipe.name} restarts the server for {launches[1][1][0].id} "
             f"({launches[1][0].changes_from(launches[0][0])}), which a worker cannot ask for; run without -n, or fix "
             "these with --server-arg"
         )
+    if not pool.served or not config.points:
+        return
+    served = pool.served[0]
+    if config.mode is not Mode.ACC:
+        for scenario in config.scenarios:
+            context, needed = served.context_length, scenario.isl + scenario.osl
+            if context is not None and needed > context:
+                raise ServerError(
+                    f"ISL {scenario.isl} + OSL {scenario.osl} = {needed} tokens do not fit into the context of "
+                    f"{served.model} at {served.url}, {context} tokens; ask for shorter lengths, or serve a longer "
+                    "context"
+                )
+        prompt_plan(config, served)
+    if config.accuracy:
+        accuracy_source(config, served)

@@ -1,6 +1,6 @@
 """All uses of pytest beyond its public interface; each has a test.
 
-Tried on pytest 9.0 and 9.2. A later version that changes one of these names fails the tests of this file only.
+They work with pytest 9.0 and 9.2. If a later version changes one of these names, only the tests of this file fail.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -27,7 +27,7 @@ def declared_names(parser: pytest.Parser) -> frozenset[str]:
 
 
 def add_options(parser: pytest.Parser, options: Iterable[Option]) -> None:
-    """Declare options of ours; their texts are parsed elsewhere."""
+    """Declare our options; `options.reading` parses their values."""
     group = parser.getgroup("dsr1", "DeepSeek-R1 serving benchmark (pytest-dsr1)")
     for option in options:
         attributes: dict[str, Any] = {"dest": option.dest, "default": None, "help": option.help.replace("%", "%%")}
@@ -38,63 +38,37 @@ def add_options(parser: pytest.Parser, options: Iterable[Option]) -> None:
         group.addoption(option.name, **attributes)
 
 
-class _QuietParser(argparse.ArgumentParser):
-    """A parser that raises; pytest's own parser reports the same errors later."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def hide_values(config: pytest.Config, parser: pytest.Parser, args: Sequence[str], options: Iterable[Option]) -> None:
     """Keep the values of undeclared options from being taken for paths of tests.
 
     The paths decide which conftests are loaded first, and these may declare options of their own.
     """
-    quiet = _QuietParser(add_help=False, allow_abbrev=False)
+    # It raises where pytest's own parser, which reports the same errors later, would exit.
+    quiet = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in options:
         quiet.add_argument(option.name, action="store_true" if option.is_flag else "append")
     try:
         _, rest = quiet.parse_known_args(list(args))
-    except ValueError:
+    except argparse.ArgumentError:
         return
     namespace = parser.parse_known_args(rest, copy.copy(config.option))
     config.known_args_namespace.file_or_dir[:] = namespace.file_or_dir
 
 
 def owner_of_option(config: pytest.Config, name: str) -> str:
-    """The file of the plugin or conftest that declared an option, else its name."""
+    """The file of the plugin or conftest that declares an option, else its name.
+
+    It is the one whose hook has the option's name among the constants of its code.
+    """
     for implementation in config.hook.pytest_addoption.get_hookimpls():
-        recorder = _OptionRecorder()
-        available = {"parser": recorder, "pluginmanager": config.pluginmanager}
-        try:
-            implementation.function(*(available[argument] for argument in implementation.argnames))
-        # Whatever a stranger's hook does with a parser that only records.
-        except Exception:
-            continue
-        if name in recorder.names:
+        code = getattr(implementation.function, "__code__", None)
+        if code is not None and repr(name) in repr(code.co_consts):
             return str(getattr(implementation.plugin, "__file__", None) or implementation.plugin_name)
     return "another plugin"
 
 
-class _OptionRecorder:
-    """Looks like a parser, and keeps the names of the options that are declared on it."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def getgroup(self, *_: object, **__: object) -> _OptionRecorder:
-        return self
-
-    def addoption(self, *names: str, **_: object) -> None:
-        self.names.update(names)
-
-    _addoption = addoption
-
-    def addini(self, *_: object, **__: object) -> None: ...
-
-
 def location_by(config: pytest.Config, parser: pytest.Parser, args: Sequence[str]) -> tuple[Path, Path | None]:
-    """Rootdir and ini file as they would be, had pytest known our options."""
+    """Rootdir and ini file as pytest would find them if it knew our options."""
     from _pytest.config.findpaths import determine_setup
 
     namespace = parser.parse_known_args(args, copy.copy(config.option))
@@ -112,7 +86,7 @@ def location_by(config: pytest.Config, parser: pytest.Parser, args: Sequence[str
 
 
 class SweepModule(pytest.Module):
-    """The sweep's tests, imported from the package whatever lies in the folder."""
+    """The sweep's tests, always imported from the package."""
 
     def _getobj(self) -> ModuleType:
         return importlib.import_module("pytest_dsr1.test_sweep")
@@ -125,11 +99,6 @@ def sweep_module(session: pytest.Collector, shown: str, path: Path) -> SweepModu
     """
     module: SweepModule = SweepModule.from_parent(session, path=path, nodeid=shown)
     return module
-
-
-def collect_only(config: pytest.Config, folder: Path) -> None:
-    """Have the session collect from `folder`, whatever was typed."""
-    config.args[:] = [str(folder)]
 
 
 def modules_with_fixture(config: pytest.Config, name: str) -> list[Path]:
@@ -153,9 +122,3 @@ def count_as_failed(config: pytest.Config, nodeid: str) -> None:
     plugin = config.pluginmanager.get_plugin("lfplugin")
     if plugin is not None:
         plugin.lastfailed[nodeid] = True
-
-
-def forget_marks(item: pytest.Item, unwanted: Iterable[pytest.Mark]) -> None:
-    """Take marks off an item that another plugin has put on it."""
-    dropped = list(unwanted)
-    item.own_markers[:] = [mark for mark in item.own_markers if mark not in dropped]

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_dsr1.bench import Visit
     from pytest_dsr1.core.config import Point
     from pytest_dsr1.core.record import AccuracyRecord
+    from pytest_dsr1.core.result import Result
     from pytest_dsr1.core.server import Served
-    from pytest_dsr1.fixtures import Load, Measurements, Record
+    from pytest_dsr1.fixtures import Measurements
 
 
 def test_accuracy(accuracy: AccuracyRecord) -> None:
@@ -21,13 +24,13 @@ def test_accuracy(accuracy: AccuracyRecord) -> None:
     assert accuracy.passed, accuracy.reason
 
 
-def test_perf(accurate: AccuracyRecord, load: Load, record: Record) -> None:
-    """With exactly CONC requests in flight each is answered in full, and the figures can be true."""
+def test_perf(accurate: AccuracyRecord, load: Callable[[], Visit], record: Callable[[Visit], Result]) -> None:
+    """With CONC requests in flight all answers are complete, and all checks pass."""
     result = record(load())
     assert result.passed, result.reason
 
 
-# Names of this module only: in a project of yours they mean what you say.
+# Fixtures of this module only: in your project these names are yours.
 
 
 @pytest.fixture(scope="session", name="server")
@@ -38,23 +41,23 @@ def _server(dsr1_server: Served) -> Served:
 
 @pytest.fixture(name="accuracy")
 def _accuracy(dsr1_point: Point, dsr1_measurements: Measurements) -> AccuracyRecord:
-    """What the gate says of this point; measured once, whoever asks first."""
+    """The verdict of the accuracy gate at this point; measured once."""
     return dsr1_measurements.accuracy_or_skip()
 
 
 @pytest.fixture(name="accurate")
 def _accurate(dsr1_point: Point, dsr1_measurements: Measurements) -> AccuracyRecord:
     """The same; skips the test where the accuracy is outside the gate."""
-    return dsr1_measurements.accurate()
+    return dsr1_measurements.accuracy_or_gated()
 
 
 @pytest.fixture(name="load")
-def _load(dsr1_measurements: Measurements) -> Load:
+def _load(dsr1_measurements: Measurements) -> Callable[[], Visit]:
     """Call it to measure this point under load."""
-    return dsr1_measurements.load
+    return dsr1_measurements.measure
 
 
 @pytest.fixture(name="record")
-def _record(dsr1_measurements: Measurements) -> Record:
-    """Call it with what was measured: writes the result."""
+def _record(dsr1_measurements: Measurements) -> Callable[[Visit], Result]:
+    """Call it with what was measured, to write the result."""
     return dsr1_measurements.record

@@ -1,27 +1,30 @@
-"""What an option's text may be: a reader, and the words that say what it accepts."""
+"""The kinds of options: for each a reader of its text, and what it accepts."""
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-# Modules of the plugin are imported when an option is read: the table of options is made in every pytest session of
-# every project.
+# Other modules are imported when an option is read: this one is imported in every pytest session.
+
+
+Number = TypeVar("Number", int, float)
+_ABOVE_0 = sys.float_info.min
 
 
 class NotAcceptedError(ValueError):
-    """A value is not accepted, for the reason that the message gives."""
+    """A value is not accepted; the message is the reason."""
 
 
-def whole_number(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
-    """A reader of whole numbers from `minimum` to `maximum`."""
+def number(of: Callable[[str], Number], minimum: float, maximum: float = sys.float_info.max) -> Callable[[str], Number]:
+    """A reader of finite numbers from `minimum` to `maximum`."""
 
-    def parse(text: str) -> int:
-        value = int(text)
+    def parse(text: str) -> Number:
+        value = of(text)
         if not minimum <= value <= maximum:
             raise ValueError
         return value
@@ -29,25 +32,9 @@ def whole_number(minimum: int, maximum: float = math.inf) -> Callable[[str], int
     return parse
 
 
-def seconds(text: str) -> float:
-    """A finite number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
-def range_ratio(text: str) -> float:
-    """A number above 0 and at most 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise ValueError
-    return value
-
-
 def concurrencies(text: str) -> tuple[int, ...]:
     """Whole numbers from 1, separated by commas, each once."""
-    values = tuple(whole_number(1)(part) for part in text.split(","))
+    values = tuple(number(int, 1)(part) for part in text.split(","))
     if len(set(values)) != len(values):
         raise ValueError
     return values
@@ -56,11 +43,6 @@ def concurrencies(text: str) -> tuple[int, ...]:
 def of_core(name: str) -> Callable[[str], Any]:
     """A reader of that name in `core.config`."""
     return lambda text: getattr(import_module("pytest_dsr1.core.config"), name)(text)
-
-
-def gate_or_off(text: str) -> bool:
-    """Whether the accuracy gate is evaluated."""
-    return {"gate": True, "off": False}[text]
 
 
 def team(text: str) -> str:
@@ -75,9 +57,8 @@ def team(text: str) -> str:
 def address(text: str) -> str:
     """An http or https address without user, query or fragment."""
     parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError
-    if parts.username or parts.password:
+    unwanted = parts.query or parts.fragment or parts.username or parts.password
+    if parts.scheme not in ("http", "https") or not parts.hostname or unwanted:
         raise ValueError
     _ = parts.port  # raises ValueError beyond 65535
     return text.rstrip("/")
@@ -111,7 +92,7 @@ def recipe(text: str) -> str:
 
 
 def of_launch(name: str) -> Callable[[str], str]:
-    """A reader that keeps the text which a function of that name in `servers.launch` can read."""
+    """A check by a function of that name in `servers.launch`; the value is the text."""
 
     def parse(text: str) -> str:
         try:
@@ -126,7 +107,7 @@ def of_launch(name: str) -> Callable[[str], str]:
 class Kind(NamedTuple):
     """What the text of an option may be.
 
-    :param parse: Text to value. A ValueError becomes a usage error that quotes `accepted`.
+    :param parse: Text to value. A ValueError or KeyError becomes a usage error that quotes `accepted`.
     :param metavar: Stands for the text in --help.
     """
 
@@ -135,14 +116,14 @@ class Kind(NamedTuple):
     metavar: str
 
 
-#: Of an option without a text.
+#: For an option without a text.
 FLAG = Kind(filled, "", "")
-COUNT = Kind(whole_number(1), "a whole number from 1", "N")
-VOCAB_SIZE = Kind(whole_number(2), "a whole number from 2", "N")
-PORT = Kind(whole_number(1, 65535), "a whole number from 1 to 65535", "PORT")
-SEED = Kind(whole_number(0, 2**32 - 1), "a whole number from 0 to 2^32-1", "N")
-SECONDS = Kind(seconds, "a number of seconds above 0", "SECONDS")
-RANGE_RATIO = Kind(range_ratio, "a number above 0 and at most 1", "R")
+COUNT = Kind(number(int, 1), "a whole number from 1", "N")
+VOCAB_SIZE = Kind(number(int, 2), "a whole number from 2", "N")
+PORT = Kind(number(int, 1, 65535), "a whole number from 1 to 65535", "PORT")
+SEED = Kind(number(int, 0, 2**32 - 1), "a whole number from 0 to 2^32-1", "N")
+SECONDS = Kind(number(float, _ABOVE_0), "a number of seconds above 0", "SECONDS")
+RANGE_RATIO = Kind(number(float, _ABOVE_0, 1), "a number above 0 and at most 1", "R")
 CONCURRENCIES = Kind(concurrencies, "whole numbers from 1, each once, separated by commas", "LIST")
 SCENARIOS = Kind(
     of_core("scenarios_of"),
@@ -151,7 +132,7 @@ SCENARIOS = Kind(
 )
 MODE = Kind(of_core("Mode"), "acc, perf or submit", "MODE")
 ENGINE = Kind(of_core("Engine"), "auto, sglang or reference", "ENGINE")
-GATE = Kind(gate_or_off, "gate or off", "gate|off")
+GATE = Kind({"gate": True, "off": False}.__getitem__, "gate or off", "gate|off")
 TEAM = Kind(team, "a team name on one line", "NAME")
 ADDRESS = Kind(address, "http(s)://HOST[:PORT][/PATH], without user, query or fragment", "URL")
 SERVER_URL = Kind(server_url, "http(s)://HOST[:PORT], without user, query or fragment", "URL")

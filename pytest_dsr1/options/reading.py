@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,17 @@ from pytest_dsr1.options.table import BY_NAME, OPTIONS, Option
 Texts = Mapping[str, Any]
 #: Option name to its value.
 Values = Mapping[str, Any]
-#: Names the team where --mode submit was typed without one. The predecessor's variable.
+#: Environment variable with the team for --mode submit without --submit-team. The predecessor has it, too.
 TEAM_VARIABLE = "TEAM_NAME_ENV"
 
 
 def typed_options(config: pytest.Config) -> dict[str, Any]:
-    """The options that stand on the command line."""
+    """The options of the command line."""
     return _given(lambda dest: getattr(config.option, dest, None))
 
 
 def ini_options(config: pytest.Config) -> dict[str, Any]:
-    """The options that stand in the ini file."""
+    """The options of the ini file."""
     return _given(config.getini)
 
 
@@ -38,13 +39,8 @@ def _given(get: Callable[[str], Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, [], False)}
 
 
-def asks_for_sweep(given: Texts) -> bool:
-    """Whether anything is to be measured."""
-    return any(option.starts_sweep and option.name in given for option in OPTIONS)
-
-
 def parse(typed: Texts, environ: Mapping[str, str], ini: Texts | None = None) -> dict[str, Any]:
-    """The values of all options that were given: typed, environment, ini file.
+    """The values of the options on the command line, in the environment or ini file.
 
     :raises pytest.UsageError: A value is not accepted.
     """
@@ -57,7 +53,7 @@ def parse(typed: Texts, environ: Mapping[str, str], ini: Texts | None = None) ->
         elif ini and option.name in ini:
             values[option.name] = _parse(option, ini[option.name], f"{option.dest} (ini file)")
     if values.get("--mode") is Mode.SUBMIT and "--submit-team" not in values and environ.get(TEAM_VARIABLE, "").strip():
-        # Only supplies a name: it never turns submission on.
+        # It only supplies a name, and never turns submission on.
         team = BY_NAME["--submit-team"]
         values[team.name] = _parse(team, environ[TEAM_VARIABLE], f"{TEAM_VARIABLE} (environment)")
     return values
@@ -85,27 +81,26 @@ def _parse_text(option: Option, text: str, source: str) -> Any:
 
 
 def make_config(values: Values, typed: Texts, rootdir: Path) -> SweepConfig:
-    """The sweep that parsed options ask for.
+    """The configuration that parsed options give.
 
-    :param typed: What was typed, to tell it from the environment.
+    :param typed: The options of the command line, to tell them from the environment.
     :param rootdir: The folder that a relative --reports-dir is relative to.
     :raises pytest.UsageError: Options contradict each other.
     """
-    config = _placed(SweepConfig(scenarios=_scenarios_of(values), mode=_mode_of(values)), values)
     config = replace(
-        config,
+        _placed(SweepConfig(scenarios=_scenarios_of(values)), values),
         mode=_mode_of(values),
         model_from_environment="--model" not in typed,
         # A fixed default would let a second session on the same server find the first one's prompts in its cache.
         prompt_seed=values.get("--prompt-seed", secrets.randbelow(2**32)),
-        reports_dir=rootdir / config.reports_dir,
     )
+    config = replace(config, reports_dir=rootdir / config.reports_dir)
     _refuse_contradictions(config)
     return config
 
 
 def _placed(config: SweepConfig, values: Values) -> SweepConfig:
-    """`config` with each value in the place that its option names."""
+    """`config` with each value in the attribute that its option names."""
     nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if place := BY_NAME[name].attribute:
@@ -113,17 +108,6 @@ def _placed(config: SweepConfig, values: Values) -> SweepConfig:
             nested.setdefault(outer, {})[inner] = value
     top = nested.pop("", {})
     return replace(config, **top, **{name: replace(getattr(config, name), **inner) for name, inner in nested.items()})
-
-
-def default_of(option: Option) -> Any:
-    """What an option means where nobody gave it; None where code or a server decides."""
-    value: Any = _DEFAULTS
-    for name in option.attribute.split(".") if option.attribute else ():
-        value = getattr(value, name)
-    return None if value is _DEFAULTS else value
-
-
-_DEFAULTS = SweepConfig(scenarios=())
 
 
 def _scenarios_of(values: Values) -> tuple[Scenario, ...]:
@@ -152,14 +136,23 @@ def _mode_of(values: Values) -> Mode:
 def _refuse_contradictions(config: SweepConfig) -> None:
     launch, urls = config.launch, config.server_urls
     if config.mode is Mode.SUBMIT:
-        _refuse_unsubmittable(config)
+        # Found now, and not after hours of measuring.
+        if not config.accuracy:
+            raise pytest.UsageError("--accuracy off is never submitted: a result needs its accuracy; drop one of both")
+        if config.accuracy_limit is not None:
+            raise pytest.UsageError(
+                "--accuracy-limit is never submitted: a part of the accuracy task is not the task; drop one of both"
+            )
+        if problem := routing_problem(config.scenarios, config.leaderboard_url):
+            raise pytest.UsageError(problem)
     if urls and config.engine is not Engine.AUTO:
         raise pytest.UsageError(
             f"--engine {config.engine} starts a server of its own, --server-url {urls[0]} names one; drop one"
         )
-    for place, url in enumerate(urls):
-        if same := next((other for other in urls[:place] if _one_name(other) == _one_name(url)), None):
-            raise pytest.UsageError(f"--server-url: {same} and {url} are one server; drop one")
+    hosts = [url.replace("//localhost", "//127.0.0.1") for url in urls]
+    for place, host in enumerate(hosts):
+        if (first := hosts.index(host)) != place:
+            raise pytest.UsageError(f"--server-url: {urls[first]} and {urls[place]} are one server; drop one")
     if launch.typed and (urls or config.engine is Engine.REFERENCE):
         serves = f"--server-url {urls[0]}" if urls else "--engine reference"
         raise pytest.UsageError(f"{launch.typed[0]} says how SGLang is launched, and {serves} launches none; drop one")
@@ -169,25 +162,9 @@ def _refuse_contradictions(config: SweepConfig) -> None:
         raise pytest.UsageError("--record-accuracy-baseline needs an accuracy, --accuracy off leaves it out; drop one")
 
 
-def _refuse_unsubmittable(config: SweepConfig) -> None:
-    """Refuse what mode submit could otherwise find out only after hours of measuring."""
-    if not config.accuracy:
-        raise pytest.UsageError("--accuracy off is never submitted: a result needs its accuracy; drop one of both")
-    if config.accuracy_limit is not None:
-        raise pytest.UsageError(
-            "--accuracy-limit is never submitted: a part of the accuracy task is not the task; drop one of both"
-        )
-    if problem := routing_problem(config.scenarios, config.leaderboard_url):
-        raise pytest.UsageError(problem)
-
-
-def _one_name(url: str) -> str:
-    return url.replace("//localhost", "//127.0.0.1")
-
-
 # -- a batch that is resumed ------------------------------------------------------------------------------------------
 
-#: Options that name the scenario, which a batch folder has in a place of its own.
+#: Options for the scenario, which a batch folder stores separately.
 _LENGTHS = ("--isl", "--osl", "--scenario")
 _STORED = tuple(option for option in OPTIONS if option.stored and option.name not in _LENGTHS)
 
@@ -209,47 +186,40 @@ def _to_text(option: Option, value: Any) -> Any:
 
 
 def resumed_values(typed: Texts, stored: Mapping[Path, Texts]) -> dict[str, Any]:
-    """The options of interrupted batches, compared with what was typed too.
+    """The options of interrupted batches, with those that were typed.
 
     :param stored: Batch folder to the options kept in it.
     :raises pytest.UsageError: A typed option contradicts a folder's, or folders contradict each other.
     """
+    batches = {folder: parse(texts, {}) for folder, texts in stored.items()}
+    first, kept = next(iter(batches.items()))
     scenarios: list[Scenario] = []
-    merged: dict[str, Any] = {}
-    first: Path | None = None
-    for folder, texts in stored.items():
-        values = parse(texts, {})
-        scenario = _scenarios_of(values)[0]
+    for folder, values in batches.items():
+        (scenario,) = _scenarios_of(values)
         if scenario in scenarios:
             raise pytest.UsageError(f"--resume: {folder} is a second batch of ISL/OSL {scenario}; resume one at a time")
         scenarios.append(scenario)
-        kept = {option.name: values.get(option.name) for option in _STORED}
-        if first is None:
-            first, merged = folder, kept
-        if name := next((name for name in kept if kept[name] != merged[name]), ""):
-            raise pytest.UsageError(
-                f"--resume: {name} is {merged[name]!r} in {first} but {kept[name]!r} in {folder}; "
-                "resume them one at a time"
-            )
+        for name in (option.name for option in _STORED):
+            if values.get(name) != kept.get(name):
+                raise pytest.UsageError(
+                    f"--resume: {name} is {kept.get(name)!r} in {first} but {values.get(name)!r} in {folder}; "
+                    "resume them one at a time"
+                )
     asked = parse(typed, {})
-    _refuse_other_lengths(asked, scenarios)
-    for option in _STORED:
-        if option.name not in asked:
-            continue
-        value, kept_value = asked[option.name], merged[option.name]
-        if value != (default_of(option) if kept_value is None else kept_value):
-            has = "none" if kept_value is None else repr(_to_text(option, kept_value))
-            raise pytest.UsageError(
-                f"{option.name}: {_to_text(option, value)!r} contradicts the resumed batch, which has {has}; drop it"
-            )
-    values = {name: value for name, value in merged.items() if value is not None}
-    values |= {name: value for name, value in asked.items() if not BY_NAME[name].stored}
-    return values | {"--scenario": tuple(scenarios)}
-
-
-def _refuse_other_lengths(asked: Values, scenarios: Sequence[Scenario]) -> None:
     if asked.keys() & set(_LENGTHS) and set(_scenarios_of(asked)) != set(scenarios):
         raise pytest.UsageError(
             f"--resume: the folders hold ISL/OSL {', '.join(map(str, scenarios))}, "
             f"but {', '.join(map(str, _scenarios_of(asked)))} was typed; drop the lengths"
         )
+    defaults = SweepConfig(scenarios=())
+    for option in _STORED:
+        if option.name not in asked:
+            continue
+        default = attrgetter(option.attribute)(defaults) if option.attribute else None
+        if asked[option.name] != kept.get(option.name, default):
+            has = repr(_to_text(option, kept[option.name])) if option.name in kept else "none"
+            value = _to_text(option, asked[option.name])
+            raise pytest.UsageError(f"{option.name}: {value!r} contradicts the resumed batch, which has {has}; drop it")
+    values = {name: value for name, value in kept.items() if name not in _LENGTHS}
+    values |= {name: value for name, value in asked.items() if not BY_NAME[name].stored}
+    return values | {"--scenario": tuple(scenarios)}

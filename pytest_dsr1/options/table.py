@@ -7,18 +7,18 @@ from typing import NamedTuple
 from pytest_dsr1.options import kinds
 
 
-# A named tuple: a dataclass takes 1 ms to create, in every pytest session of every project.
+# A named tuple: to create a dataclass takes 1 ms, in every pytest session.
 class Option(NamedTuple):
     """One option: its name, what it accepts, and where its value goes.
 
     :param kind: What its text may be.
-    :param sets: The value that a flag sets; an option with one takes no text.
+    :param sets: The value that a flag sets; a flag takes no text.
     :param place: The attribute of `SweepConfig` that it sets, dotted where it is nested; empty where code decides;
-        None: the one that is called like the option.
-    :param environment: The variable that sets it where nobody typed it.
+        None: the one of the option's name.
+    :param environment: The environment variable that sets it where it was not typed.
     :param repeatable: Whether it may be typed several times; its value is a tuple.
-    :param names_only: Whether an error quotes only what stands before the first "=": the rest may be a secret.
-    :param stored: Whether a batch folder keeps it, so that a resumed run measures the same.
+    :param names_only: Whether an error quotes only the part before the first "=": the rest may be a secret.
+    :param stored: Whether a batch folder keeps it for a resumed run, which measures the same.
     :param starts_sweep: Whether typing it asks for a sweep.
     """
 
@@ -61,7 +61,7 @@ OPTIONS = (
     ),
     Option(
         "--conc",
-        "Concurrency levels, separated by commas (default: 4,8,16,32,64)",
+        "Concurrencies, separated by commas (default: 4,8,16,32,64)",
         kinds.CONCURRENCIES,
         place="concurrencies",
     ),
@@ -77,29 +77,24 @@ OPTIONS = (
         "for the lengths",
         kinds.ADDRESS,
     ),
-    Option(
-        "--accept-schema",
-        "Accept the leaderboard's labels that are not known; remembered until they change",
-        sets=True,
-        stored=False,
-    ),
+    Option("--accept-schema", "Accept unknown labels of the leaderboard, until they change", sets=True, stored=False),
     Option(
         "--submit-timeout",
-        "Longest time for one submission with all its attempts, in seconds (default: 300)",
+        "Longest time for one submission, in seconds (default: 300)",
         kinds.SECONDS,
         place="submit_timeout_s",
         stored=False,
     ),
     Option(
         "--submit-pending",
-        "Send what this batch folder has not sent yet, and measure nothing",
+        "Send the results of this batch folder that were not sent yet, and measure nothing",
         kinds.BATCH,
         stored=False,
         place="",
     ),
     Option(
         "--yes",
-        "With --submit-pending: send again, without asking, what was refused or may have arrived",
+        "With --submit-pending: send again, without a question, what was refused or may have arrived",
         sets=True,
         stored=False,
         place="",
@@ -112,7 +107,7 @@ OPTIONS = (
     ),
     Option(
         "--server-url",
-        "A running OpenAI-compatible server; it is never started, stopped or reconfigured (repeatable)",
+        "A running OpenAI-compatible server, which is not reconfigured (repeatable)",
         kinds.SERVER_URL,
         place="server_urls",
         repeatable=True,
@@ -143,7 +138,7 @@ OPTIONS = (
     ),
     Option(
         "--sglang-python",
-        "The Python that has SGLang (default: ours, else the first python3 on PATH that has it)",
+        "The Python that has SGLang (default: this one, else the first python3 on PATH that has it)",
         kinds.PATH,
         place="launch.sglang_python",
     ),
@@ -156,7 +151,7 @@ OPTIONS = (
     ),
     Option(
         "--keep-server",
-        "Leave a launched server running; the next session finds it on its port",
+        "Leave a launched server running; the next session finds it on --port",
         sets=True,
         place="launch.keep",
         stored=False,
@@ -181,13 +176,11 @@ OPTIONS = (
         environment="MODEL",
     ),
     Option(
-        "--tokenizer",
-        "Whose tokenizer makes the accuracy task's token ids: a folder or a hub name (default: the server's)",
-        kinds.TOKENIZER,
+        "--tokenizer", "Tokenizer of the accuracy task: a folder or a hub name (default: the server's)", kinds.TOKENIZER
     ),
     Option(
         "--vocab-size",
-        "Token ids of prompts are below this (default: what the server or its tokenizer says)",
+        "Token ids of prompts are below this (default: from the server or its tokenizer)",
         kinds.VOCAB_SIZE,
     ),
     Option("--port", "Port of the SGLang server on this machine (default: 8888)", kinds.PORT, environment="PORT"),
@@ -217,11 +210,7 @@ OPTIONS = (
         "Requests measured at each concurrency (default: CONC*20 if OSL is 8192, else CONC*50)",
         kinds.COUNT,
     ),
-    Option(
-        "--random-range-ratio",
-        "Lengths are drawn uniformly from floor(R*L)..L (default: 1.0, all alike)",
-        kinds.RANGE_RATIO,
-    ),
+    Option("--random-range-ratio", "Lengths are drawn uniformly from floor(R*L)..L (default: 1.0)", kinds.RANGE_RATIO),
     Option("--prompt-seed", "Seed of the prompts (default: drawn for each session, and recorded)", kinds.SEED),
     Option(
         "--idle-timeout",
@@ -237,7 +226,7 @@ OPTIONS = (
     ),
     Option(
         "--reports-dir",
-        "Where batch folders go, relative to the rootdir (default: reports)",
+        "Folder of the batch folders, relative to the rootdir (default: reports)",
         kinds.FOLDER,
         stored=False,
     ),
@@ -251,7 +240,7 @@ OPTIONS = (
     ),
     Option(
         "--preflight",
-        "Check all that needs no server, say what would run, and run nothing",
+        "Check what needs no server, show what would run, and run nothing",
         sets=True,
         stored=False,
         starts_sweep=True,

@@ -1,4 +1,4 @@
-"""Makes a sweep of what was typed, and registers the plugin objects that run it."""
+"""Creates a sweep from the options, and registers the plugin objects that run it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
-from pytest_dsr1 import collection, preflight
+from pytest_dsr1 import collection
 from pytest_dsr1.batch.journal import Batches, Journal, JournalError
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.summary import Status
 from pytest_dsr1.options import reading
-from pytest_dsr1.servers.choose import print_launch
-from pytest_dsr1.session import SESSION, workers
+from pytest_dsr1.session import workers
 from pytest_dsr1.session.sweep import Sweep
 from pytest_dsr1.session.terminal import LiveLine, Terminal
 from pytest_dsr1.submit.plugin import SubmitPlugin, with_hook
 
+#: What the fixtures use: the sweep in the process that owns the session, or a worker.
+Session: TypeAlias = Sweep | workers.Worker
+SESSION = pytest.StashKey[Session]()
+
 
 def activate(config: pytest.Config) -> None:
-    """Make the sweep that was typed.
+    """Create the sweep that the options ask for.
 
-    :raises pytest.UsageError: It cannot be made.
+    :raises pytest.UsageError: The options are wrong, or do not fit together.
     """
     typed = reading.typed_options(config)
     journals = [_reopen(config, folder) for folder in typed.get("--resume", ())]
@@ -42,28 +45,29 @@ def activate(config: pytest.Config) -> None:
     alone = collection.Alone.needed(config)
     if alone is not None:
         config.pluginmanager.register(alone, "dsr1_alone")
+    if not workers.is_worker(config):
+        _start_owner(config, sweep, values, journals, missing)
+        return
+    order = workers.Order.of(config)
+    if order is not None:
+        sweep = replace(sweep, prompt_seed=order.prompt_seed)
+        config.stash[SESSION] = worker = workers.Worker(sweep, order)
+        config.pluginmanager.register(worker, "dsr1_worker")
+    config.stash[collection.CONFIG] = sweep
     config.pluginmanager.register(collection.SweepTests(sweep, missing), "dsr1_tests")
-    if workers.is_worker(config):
-        _start_worker(config, sweep)
-    else:
-        refuse_unverifiable(config)
-        workers.refuse_surplus(sweep, workers.worker_count(config))
-        _start_owner(config, sweep, values, journals, complete=missing == frozenset())
 
 
 def activate_late(config: pytest.Config) -> None:
-    """Make a session for a user's own tests, which name their points themselves.
+    """Create a session for a user's own tests, which name their points themselves.
 
-    :raises pytest.UsageError: It cannot be made.
+    :raises pytest.UsageError: The options are wrong, or do not fit together.
     """
     if workers.is_worker(config) or workers.worker_count(config):
-        return  # the fixtures say what is missing
-    refuse_unverifiable(config)
+        return  # the fixture dsr1_session reports what is missing
     typed = reading.typed_options(config)
     values = reading.parse(typed, os.environ, reading.ini_options(config))
     sweep = reading.make_config(values, typed, config.rootpath)
-    config.pluginmanager.register(collection.SweepTests(sweep, None), "dsr1_tests")
-    _start_owner(config, sweep, values, []).pytest_sessionstart()
+    _start_owner(config, sweep, values, [], None).pytest_sessionstart()
 
 
 def _start_owner(
@@ -71,18 +75,25 @@ def _start_owner(
     sweep_config: SweepConfig,
     values: Mapping[str, Any],
     journals: list[Journal],
-    *,
-    complete: bool = False,
+    missing: frozenset[tuple[Point, str]] | None,
 ) -> Sweep:
+    """Register the plugin objects of the process that owns the session.
+
+    :param missing: The tests that resumed batches still need, see `collection.SweepTests`.
+    """
+    count = workers.worker_count(config)
+    refuse_unverifiable(config)
+    workers.refuse_surplus(sweep_config, count)
     config.stash[collection.CONFIG] = sweep_config
     batches = Batches(sweep_config, partial(reading.to_texts, values), journals)
-    count = workers.worker_count(config)
-    sweep = Sweep(config, sweep_config, batches, LiveLine(config), complete=complete, workers=count)
+    live = LiveLine(config)
+    complete = missing == frozenset()
+    sweep = Sweep(config, sweep_config, batches, live, live.watch, complete=complete, workers=count)
     config.stash[SESSION] = sweep
     register = config.pluginmanager.register
+    register(collection.SweepTests(sweep_config, missing), "dsr1_tests")
     register(sweep, "dsr1_sweep")
     register(Terminal(config, sweep), "dsr1_terminal")
-    register(Shows(config, sweep), "dsr1_shows")
     if count:
         register(workers.Controller(sweep), "dsr1_controller")
     if sweep_config.mode is Mode.SUBMIT:
@@ -90,17 +101,7 @@ def _start_owner(
     return sweep
 
 
-def _start_worker(config: pytest.Config, sweep_config: SweepConfig) -> None:
-    order = workers.Order.of(config)
-    if order is not None:
-        sweep_config = replace(sweep_config, prompt_seed=order.prompt_seed)
-        worker = workers.Worker(sweep_config, order)
-        config.stash[SESSION] = worker
-        config.pluginmanager.register(worker, "dsr1_worker")
-    config.stash[collection.CONFIG] = sweep_config
-
-
-#: Options of pytest-benchmark that do nothing under xdist, where it is switched off.
+#: Options of pytest-benchmark that have no effect under xdist, where it is switched off.
 _BENCHMARK_FILES = (
     "benchmark_json",
     "benchmark_save",
@@ -108,25 +109,25 @@ _BENCHMARK_FILES = (
     "benchmark_compare",
     "benchmark_compare_fail",
 )
-#: pytest-benchmark's columns that mean something for latencies under load; `ops` is 1 / latency and does not.
+#: pytest-benchmark's columns without `ops`: 1 / latency has no meaning for latencies under load.
 _COLUMNS = ["min", "median", "mean", "max", "stddev", "rounds"]
 
 
 def refuse_unverifiable(config: pytest.Config) -> None:
-    """Refuse options of other plugins with which a verdict or a file is missing.
+    """Refuse options of other plugins that would leave out a verdict or a file.
 
     :raises pytest.UsageError: One was typed.
     """
     option = config.option
     if getattr(option, "benchmark_skip", False):
         raise pytest.UsageError(
-            "--benchmark-skip skips tests that use pytest-benchmark; the sweep's use it only after they have measured, "
-            "so nothing would be saved and no verdict given; drop it, or use --mode acc"
+            "--benchmark-skip skips tests that use pytest-benchmark; the sweep's tests use it after they have "
+            "measured, so this would save nothing and give no verdict; drop it, or use --mode acc"
         )
     if getattr(option, "reruns", None):
-        raise pytest.UsageError("--reruns: a point is measured once, and running its test again repeats it; drop it")
+        raise pytest.UsageError("--reruns: a point is measured once, and a rerun would measure it again; drop it")
     if getattr(option, "dist", "no") == "each":
-        raise pytest.UsageError("--dist each runs every test on every worker; use -n auto, one worker for each server")
+        raise pytest.UsageError("--dist each runs every test in every worker; use -n auto, one worker for each server")
     typed = [name for name in _BENCHMARK_FILES if getattr(option, name, None)]
     if typed and workers.worker_count(config):
         raise pytest.UsageError(
@@ -136,34 +137,6 @@ def refuse_unverifiable(config: pytest.Config) -> None:
         option.benchmark_columns = _COLUMNS
 
 
-class Shows:
-    """Does what --preflight and --print-launch ask for, in the place of running tests."""
-
-    def __init__(self, config: pytest.Config, sweep: Sweep) -> None:
-        self._pytest = config
-        self._sweep = sweep
-
-    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        config = self._sweep.config
-        if not (config.preflight or config.print_launch):
-            return None
-        selected = {collection.point_of(item) for item in session.items}
-        points = [point for point in config.points if point in selected]
-        if config.print_launch:
-            if problem := print_launch(config, points, self._say):
-                raise pytest.UsageError(problem)
-        elif not preflight.show(config, points, self._sweep.checks_of_plugins(), self._say):
-            self._say("preflight failed")
-            # Counted as pytest counts its own: exit status 1.
-            session.testsfailed = 1
-        return True
-
-    def _say(self, line: str) -> None:
-        reporter = self._pytest.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter.write_line(line)
-
-
 def _reopen(config: pytest.Config, folder: str) -> Journal:
     try:
         journal = Journal.reopen((config.invocation_params.dir / folder).resolve())
@@ -171,14 +144,13 @@ def _reopen(config: pytest.Config, folder: str) -> Journal:
         raise pytest.UsageError(f"--resume: {error}") from None
     if not journal.batch.points:
         raise pytest.UsageError(
-            f"--resume: {journal.folder} has no points, since its session ended before any was selected; "
-            "start a new sweep"
+            f"--resume: {journal.folder} has no points: its session ended before any was selected; start a new sweep"
         )
     return journal
 
 
 def _missing(config: pytest.Config, journals: list[Journal]) -> frozenset[tuple[Point, str]]:
-    # Who asks for the last failures wants those of the batch too.
+    # --lf and --ff select the failed points of the batch, too.
     failures_too = config.getoption("lf", False) or config.getoption("failedfirst", False)
     return frozenset(
         (Point(journal.batch.scenario, state.conc), test)

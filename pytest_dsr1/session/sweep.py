@@ -1,6 +1,6 @@
 """One sweep from start to end, in the process that owns the session.
 
-That process is the only one, or the controller of xdist. It sees tests by their reports alone, so it does not matter
+That process is the only one, or the controller of xdist. It knows tests only by their reports, so it does not matter
 which process runs them.
 """
 
@@ -8,47 +8,42 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 from pytest_dsr1 import preflight, pytest_internals
 from pytest_dsr1.batch import read_result
 from pytest_dsr1.batch.journal import Batches, Journal, JournalError
-from pytest_dsr1.bench import AroundLoad, Bench, Progress
+from pytest_dsr1.bench import Watch
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, SweepConfig
-from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.ledger import Ledger, PointEnd, PointReport, PointTest
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.text import first_line
-from pytest_dsr1.servers import Reporter, ServerError
+from pytest_dsr1.servers import Reporter, Server, ServerError
 from pytest_dsr1.servers.pool import ServerPool, launch_note
 
-#: What a shell makes of a process that SIGTERM ended.
+#: Exit status that a shell reports for a process that SIGTERM ended.
 EXIT_TERMINATED = 143
-#: Options of pytest that show something and run nothing.
+#: Options of pytest that show something and run no test.
 _SHOWS_ONLY = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test", "cacheshow")
-#: Seconds for the cause of a server's end, where a worker found the server gone.
+#: Longest wait, in seconds, for the cause of a server's end.
 _CAUSE_S = 5.0
-
-
-class Live(Reporter, Progress, Protocol):
-    """Who shows the user what happens."""
 
 
 class Sweep:
     """The plugin object of a session that measures, in the process that owns it.
 
-    :param complete: Whether the resumed batches miss nothing, so that there is nothing to be run.
-    :param workers: How many workers of xdist there are.
-    :ivar begun: Whether the session came so far that there are batches.
-    :ivar terminated: Whether SIGTERM ends it.
-    :ivar stopped_by_user: Whether Ctrl+C or the like ended it.
-    :ivar cause: What the server died of, where a worker found it gone.
+    :param complete: Whether the resumed batches have all their results, so that no test is run.
+    :param workers: Number of xdist workers.
+    :ivar begun: Whether the session has batches.
+    :ivar terminated: Whether SIGTERM ended it.
+    :ivar stopped_by_user: Whether Ctrl+C or `pytest.exit` ended it.
+    :ivar cause: Why the server ended, if a worker found that it does not answer.
     """
 
     def __init__(
@@ -56,7 +51,8 @@ class Sweep:
         config: pytest.Config,
         sweep: SweepConfig,
         batches: Batches,
-        live: Live,
+        reporter: Reporter,
+        watch: Watch,
         *,
         complete: bool = False,
         workers: int = 0,
@@ -68,7 +64,8 @@ class Sweep:
         self.begun = self.terminated = self.stopped_by_user = False
         self.cause = ""
         self._pytest = config
-        self._live = live
+        self.reporter = reporter
+        self.watch = watch
         self._complete = complete
         self._workers = workers
         self._ran = False
@@ -76,7 +73,7 @@ class Sweep:
 
     @property
     def measures(self) -> bool:
-        """Whether anything is run; not for --collect-only, --preflight and the like."""
+        """Whether tests are run; not for --collect-only, --preflight and the like."""
         shows = self.config.preflight or self.config.print_launch
         return not (shows or any(getattr(self._pytest.option, name, False) for name in _SHOWS_ONLY))
 
@@ -85,14 +82,8 @@ class Sweep:
         """The batches in sweep order; at the end, those that have points."""
         return tuple(self.batches)
 
-    @property
-    def first_point(self) -> Point:
-        """The point that the server is started for: the first of those that are measured."""
-        due, points = self.ledger.points, self.config.launch_points
-        return next((point for point in points if point in due), points[0])
-
     def shown(self, folder: Path) -> str:
-        """A folder as a user would type it where he is."""
+        """The path of a folder as the user can type it."""
         here = self._pytest.invocation_params.dir
         return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
@@ -103,12 +94,12 @@ class Sweep:
         if not self.measures:
             return
         own_server = preflight.brings_own_server(self._pytest, self.config, self._workers)
-        checks = [*preflight.checks(self.config), *self.checks_of_plugins()]
+        checks = preflight.checks(self._pytest, self.config)
         if problems := [check.message for check in checks if not check.passed]:
             raise pytest.UsageError("; ".join(problems))
         try:
             if not own_server:
-                self.pool = self._choose(preflight.with_server_of_plugins(self._pytest, self.config))
+                self.pool = self._choose(self.config)
             self.batches.open()
             if self.pool is not None:
                 for served in self.pool.served:
@@ -122,33 +113,38 @@ class Sweep:
         if threading.current_thread() is threading.main_thread():
             self._old_handler = signal.signal(signal.SIGTERM, self._terminate)
         for journal in self.batches:
-            self._pytest.hook.pytest_dsr1_batch_started(config=self._pytest, batch=journal.batch)
-
-    def checks_of_plugins(self) -> list[preflight.PreflightCheck]:
-        """What plugins find before a server is started."""
-        found = self._pytest.hook.pytest_dsr1_preflight(config=self._pytest, sweep=self.config)
-        return [check for checks in found for check in checks]
+            self._pytest.hook.pytest_dsr1_batch_started(config=self._pytest, batch=journal.batch, folder=journal.folder)
 
     def _choose(self, config: SweepConfig) -> ServerPool:
         return preflight.choose_server(
-            self._pytest, config, self._live, on_served=self._note_server, workers=self._workers
+            self._pytest, config, self.reporter, on_served=self._note_server, workers=self._workers
         )
 
     def _terminate(self, _number: int, _frame: object) -> None:
-        """End as Ctrl+C does, so that everything that is undone then is undone now."""
+        """End as Ctrl+C does, with the same cleaning up."""
         self.terminated = True
-        # Not through SIGINT, which background jobs of a shell ignore.
+        # Raised, since background jobs of a shell ignore SIGINT.
         raise KeyboardInterrupt
 
-    # -- for the fixtures: see Session --------------------------------------------------------------------------------
+    # -- for the fixtures ---------------------------------------------------------------------------------------
 
     def serve(self) -> Served:
-        if self.pool is None:
-            # The user's fixture requests ours.
-            self.pool = self._choose(preflight.with_server_of_plugins(self._pytest, self.config))
-        return self.pool.serve(self.first_point)
+        """The session's server.
 
-    def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
+        :raises ServerError: It does not answer.
+        """
+        if self.pool is None:
+            # The user's fixture dsr1_server requests ours.
+            self.pool = self._choose(self.config)
+        # It is started for the first point that is measured.
+        due, points = self.ledger.points, self.config.launch_points
+        return self.pool.serve(next((point for point in points if point in due), points[0]))
+
+    def server_of(self, served: Served) -> tuple[Server, Served]:
+        """The server that `dsr1_server` gave, and its description.
+
+        :raises ServerError: It cannot be measured.
+        """
         config = preflight.with_server(self.config, served, "the fixture dsr1_server")
         known = [one.url for one in self.pool.served] if self.pool is not None else []
         if known and config.server_urls[0] not in known:
@@ -159,9 +155,14 @@ class Sweep:
         if self.pool is None or not known:
             self.pool = self._choose(config)
             served = self.serve()
-        return Bench(self.config, self.pool, served, self.batches.folder_of, self._live, around_load, checks)
+        return self.pool, served
+
+    def folder_of(self, point: Point) -> Path:
+        """The batch folder of a point."""
+        return self.batches.folder_of(point)
 
     def join(self, nodeid: str, point: Point, test: str) -> None:
+        """Record that a test measures a point."""
         if test not in self.ledger.tests_of(point):
             self.ledger.select([PointTest(nodeid, point, test)])
             self.batches.select(self.ledger)
@@ -170,7 +171,7 @@ class Sweep:
     # -- the server ---------------------------------------------------------------------------------------------------
 
     def _note_server(self, served: Served, point: Point | None) -> None:
-        """Keep with the batches what they are measured on.
+        """Record in the batches what they are measured on.
 
         :raises ServerError: A resumed batch was begun on another engine or model.
         """
@@ -201,7 +202,7 @@ class Sweep:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.batches.start(self.ledger.start(nodeid))
 
-    # trylast: pytest's own --lf must have had its say about a skipped test first.
+    # trylast: after pytest's --lf, which counts a skipped test as one that did not fail.
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         remarks: Mapping[str, Any] = getattr(report, "dsr1", {})
@@ -223,7 +224,7 @@ class Sweep:
     def _reason(self, report: pytest.TestReport, remarks: Mapping[str, Any]) -> str:
         """Why a test did not pass, in one line."""
         if remarks.get("lost") and self._workers and self.pool is not None and self.pool.choice.plan is not None:
-            # A worker knows only that nobody answers; whoever started the server knows what it died of.
+            # A worker knows only that the server does not answer; this process started it and has its log.
             self.cause = self.pool.problem(_CAUSE_S)
             if self.cause:
                 return first_line(self.cause)
@@ -235,7 +236,7 @@ class Sweep:
         result = read_result(journal.folder, end.point)
         if result is not None:
             if self.pool is not None and (changes := self.pool.changes_since_last(result.fields.get("server", {}))):
-                journal.note(f"CONC {end.point.conc}: the server is not as it was for the point before: {changes}")
+                journal.note(f"CONC {end.point.conc}: the server changed since the point before: {changes}")
             for finding in result.findings:
                 if finding.severity == "warn":
                     journal.note(f"CONC {end.point.conc}: warning {finding.check}: {finding.message}")
@@ -245,7 +246,7 @@ class Sweep:
     # -- the session's end --------------------------------------------------------------------------------------------
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # Called for a session that stopped itself (`shouldstop`), too: with a class of pytest's own, or of xdist's.
+        # Also called where `shouldstop` ended the session, with an exception of pytest or xdist.
         self.stopped_by_user = type(excinfo.value) is KeyboardInterrupt or excinfo.errisinstance(pytest.exit.Exception)
 
     @pytest.hookimpl(tryfirst=True)
@@ -253,14 +254,14 @@ class Sweep:
         if not self.begun:
             return
         if session.exitstatus == pytest.ExitCode.INTERRUPTED and not self.stopped_by_user and self.ledger.any_failed:
-            # The server was lost, and nobody wanted to stop: that is a failure, not an interruption.
+            # The server was lost, and no user stopped the session: that is a failure, not an interruption.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         interrupted = self.terminated or session.exitstatus == pytest.ExitCode.INTERRUPTED
         for end in self.ledger.close(interrupted=interrupted):
             self.batches.end(end)
         self.batches.discard_empty()
         for journal in self.batches:
-            self._pytest.hook.pytest_dsr1_batch_ended(config=self._pytest, batch=journal.batch)
+            self._pytest.hook.pytest_dsr1_batch_ended(config=self._pytest, batch=journal.batch, folder=journal.folder)
         session.exitstatus = self._exit_status(session.exitstatus)
 
     def _exit_status(self, status: int) -> int:
@@ -268,7 +269,7 @@ class Sweep:
         if self.terminated:
             return EXIT_TERMINATED
         if status == pytest.ExitCode.NO_TESTS_COLLECTED and self._complete:
-            # Nothing was missing: what the batch says is what there is to say.
+            # The batch had all its results.
             status = pytest.ExitCode.OK
         elif status == pytest.ExitCode.OK and self.measured_nothing:
             status = pytest.ExitCode.TESTS_FAILED
@@ -276,13 +277,13 @@ class Sweep:
 
     @property
     def measured_nothing(self) -> bool:
-        """Whether no test of the sweep was run, which nobody asked for."""
+        """Whether no test of the sweep was run, although a sweep was asked for."""
         return self.begun and not self._ran and not self._complete and not self.stopped_by_user
 
     def pytest_unconfigure(self) -> None:
         if self.begun:
             self.batches.close()
-        # A second Ctrl+C has ended the server at once, and there is nothing left to interrupt.
+        # After a second Ctrl+C the server has ended, and there is nothing left to interrupt.
         with suppress(KeyboardInterrupt):
             self.stop_server()
         if self._old_handler is not None:

@@ -6,107 +6,77 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from operator import attrgetter
 
 import pytest
 
+from pytest_dsr1 import preflight
 from pytest_dsr1.batch import read_result
-from pytest_dsr1.collection import HINT
+from pytest_dsr1.collection import HINT, point_of
 from pytest_dsr1.core.config import Mode, Point, SweepConfig
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.core.server import Served
 from pytest_dsr1.core.summary import Batch, Status
-from pytest_dsr1.core.text import duration
-from pytest_dsr1.load.slots import LoadProgress
+from pytest_dsr1.servers.choose import print_launch
 from pytest_dsr1.session.sweep import Sweep
 
-#: Seconds between two updates of the live line, and between two plain lines where there is no terminal.
+#: Seconds between two updates of the live line, and between two lines if the output is not a terminal.
 LIVE_PERIOD_S = 0.2
 PLAIN_PERIOD_S = 60.0
 
 
 class LiveLine:
-    """Says how far a measurement is: live on a terminal, else one line a minute."""
+    """Progress of a measurement or a start: live on a terminal, else a line a minute."""
 
-    def __init__(self, config: pytest.Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._clock = clock
         self._live = False
+        self._active = False
         self._due_s = 0.0
-        self._waiting = False
-
-    # -- bench.Progress -----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def accuracy(self, point: Point) -> Iterator[Callable[[int, int], None]]:
-        began_s = self._begin()
-
-        def report(done: int, total: int) -> None:
-            self._say(f"{point.id} ", lambda: f"accuracy {describe(done, total, self._clock() - began_s)}")
-
-        try:
-            yield report
-        finally:
-            self._end()
-
-    @contextmanager
-    def load(self, point: Point) -> Iterator[Callable[[LoadProgress], None]]:
-        self._begin()
-
-        def report(now: LoadProgress) -> None:
-            self._say(
-                f"{point.id} ",
-                lambda: f"{now.phase}: {describe(now.done, now.total, now.elapsed_s, now.tokens)}",
-            )
-
-        try:
-            yield report
-        finally:
-            self._end()
-
-    # -- servers.Reporter ---------------------------------------------------------------------------------------------
 
     def line(self, text: str) -> None:
-        """Say something that stays to be read."""
+        """Print a line that stays."""
         self._end()
         self._write_plain(text)
 
-    def progress(self, text: str) -> None:
-        """Say how far a server's start is."""
-        if not self._waiting:
-            self._waiting = True
-            self._begin()
-        self._say("", lambda: text)
+    def progress(self, text: str, name: str = "") -> None:
+        """Show the progress of something; the next call replaces the text.
 
-    # -- how ----------------------------------------------------------------------------------------------------------
-
-    def _begin(self) -> float:
-        # Inside a test sys.stdout is pytest's, unless capturing is off.
-        with self._uncaptured():
-            # Without pytest's reporter there is no line to write behind.
-            self._live = sys.stdout.isatty() and self._config.pluginmanager.has_plugin("terminalreporter")
-        now_s = self._clock()
-        self._due_s = now_s if self._live else now_s + PLAIN_PERIOD_S
-        return now_s
-
-    def _say(self, name: str, text: Callable[[], str]) -> None:
-        now_s = self._clock()
+        :param name: Printed before the text if the output is not a terminal.
+        """
+        now_s = time.monotonic()
+        if not self._active:
+            self._active = True
+            # Inside a test sys.stdout is pytest's, unless capturing is off.
+            with self._uncaptured():
+                # Without pytest's reporter there is no test's name on the line.
+                self._live = sys.stdout.isatty() and self._config.pluginmanager.has_plugin("terminalreporter")
+            self._due_s = now_s if self._live else now_s + PLAIN_PERIOD_S
         if now_s < self._due_s:
             return
         if self._live:
             self._due_s = now_s + LIVE_PERIOD_S
-            self._write_live(text())
+            self._write_live(text)
         else:
             self._due_s = now_s + PLAIN_PERIOD_S
-            self._write_plain(f"{name}{text()}")
+            self._write_plain(f"{name}{text}")
+
+    @contextmanager
+    def watch(self, point: Point) -> Iterator[Callable[[str], None]]:
+        """Show the progress of a point's measurement, see `bench.Watch`."""
+        try:
+            yield lambda text: self.progress(text, f"{point.id} ")
+        finally:
+            self._end()
 
     def _end(self) -> None:
-        self._waiting = False
-        if self._live:
+        if self._active and self._live:
             self._write_live("")
+        self._active = False
 
     def _write_live(self, text: str) -> None:
-        """Write behind the running test's name, where its outcome replaces it."""
+        """Write after the running test's name, where its outcome replaces the text."""
         writer = self._config.get_terminal_writer()
         with self._uncaptured():
             room = max(writer.fullwidth - writer.width_of_current_line - 2, 0)
@@ -121,24 +91,9 @@ class LiveLine:
             reporter.ensure_newline()
             reporter.write_line(text)
 
-    @contextmanager
-    def _uncaptured(self) -> Iterator[None]:
+    def _uncaptured(self) -> AbstractContextManager[None]:
         capture = self._config.pluginmanager.get_plugin("capturemanager")
-        if capture is None:
-            yield
-            return
-        with capture.global_and_fixture_disabled():
-            yield
-
-
-def describe(done: int, total: int, elapsed_s: float, tokens: int | None = None) -> str:
-    """Requests done, and, once they are known, tokens per second and time left."""
-    words = [f"{done:,}/{total:,} requests"]
-    if tokens is not None and elapsed_s > 0:
-        words.append(f"{tokens / elapsed_s:,.0f} tokens/s")
-    if 0 < done < total:
-        words.append(f"{duration(elapsed_s * (total - done) / done)} left")
-    return ", ".join(words)
+        return nullcontext() if capture is None else capture.global_and_fixture_disabled()
 
 
 class Terminal:
@@ -150,44 +105,57 @@ class Terminal:
 
     def pytest_report_header(self) -> list[str]:
         pool = self._sweep.pool
-        lines = header_lines(
-            self._sweep.config, pool.choice.why if pool is not None else "", pool.served[:1] if pool is not None else ()
-        )
+        why, served = (pool.choice.why, pool.served[:1]) if pool is not None else ("", ())
+        lines = header_lines(self._sweep.config, why, served)
         for folder in sorted(self._sweep.batches.folders.values()):
             root = self._config.rootpath
             lines.append(f"results in {folder.relative_to(root) if folder.is_relative_to(root) else folder}")
         return [f"dsr1: {line}" for line in lines]
 
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Do what --preflight and --print-launch ask for, instead of running tests."""
+        config = self._sweep.config
+        if not (config.preflight or config.print_launch):
+            return None
+        say = self._sweep.reporter.line
+        selected = {point_of(item) for item in session.items}
+        points = [point for point in config.points if point in selected]
+        if config.print_launch:
+            if problem := print_launch(config, points, say):
+                raise pytest.UsageError(problem)
+        elif not preflight.show(preflight.checks(self._config, config), config, points, say):
+            say("preflight failed")
+            # pytest counts its own failures here: exit status 1.
+            session.testsfailed = 1
+        return True
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         sweep = self._sweep
         if sweep.measured_nothing:
-            terminalreporter.write_line(
-                f"dsr1: no test of the sweep was run; without a path pytest runs it: {HINT.partition(': ')[2]}"
-                if not sweep.journals
-                else "dsr1: no test of the sweep was run"
-            )
+            remedy = "" if sweep.journals else f"; without a path pytest runs it: {HINT.partition(': ')[2]}"
+            terminalreporter.write_line(f"dsr1: no test of the sweep was run{remedy}")
         if not sweep.journals:
             return
         terminalreporter.section("dsr1")
         again = " -n auto" if len(sweep.config.server_urls) > 1 else ""
         if not self._config.pluginmanager.has_plugin("dsr1_alone"):
             again += f" {shlex.join(self._config.args)}"
+        lines = []
         for journal in sweep.journals:
-            results = [
-                read_result(journal.folder, Point(journal.batch.scenario, state.conc)) for state in journal.batch.points
-            ]
-            for line in closing_lines(journal.batch, results, sweep.shown(journal.folder), again):
-                terminalreporter.write_line(line)
-        for line in sweep.cause.splitlines():
-            terminalreporter.write_line(line)
+            batch = journal.batch
+            results = [read_result(journal.folder, Point(batch.scenario, state.conc)) for state in batch.points]
+            lines += closing_lines(batch, results, sweep.shown(journal.folder), again)
+        lines += sweep.cause.splitlines()
         if sweep.pool is not None:
-            for line in sweep.pool.closing_lines(interrupted=sweep.stopped_by_user):
-                terminalreporter.write_line(line)
+            lines += sweep.pool.closing_lines(interrupted=sweep.stopped_by_user)
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def header_lines(config: SweepConfig, why: str, served: Sequence[Served]) -> list[str]:
-    """What will be measured, on what, and how much that is.
+    """What will be measured, on which server, with how many requests and tokens.
 
+    :param why: Which server was chosen, and why; empty if none was.
     :param served: The server, if it has answered.
     """
     points = config.points
@@ -207,45 +175,48 @@ def header_lines(config: SweepConfig, why: str, served: Sequence[Served]) -> lis
         count = f"{one.num_gpus} GPUs{gpus}" if one.num_gpus else "number of GPUs unknown: no per-GPU figures"
         lines.append(f"model {one.model} ({count})")
     if points and config.mode is not Mode.ACC:
-        counts = [config.num_prompts_at(point) for point in points]
-        tokens_in = sum(count * point.isl for count, point in zip(counts, points, strict=True))
-        tokens_out = sum(count * point.osl for count, point in zip(counts, points, strict=True))
+        requests = sum(config.num_prompts_at(point) for point in points)
+        tokens_in = sum(config.num_prompts_at(point) * point.isl for point in points)
+        tokens_out = sum(config.num_prompts_at(point) * point.osl for point in points)
         warmups = sum(config.num_warmups_at(point) for point in points)
         upto = "up to " if config.random_range_ratio < 1 else ""
         lines.append(
-            f"{sum(counts):,} requests (and {warmups:,} to warm up), {upto}{tokens_in:,} tokens in, "
+            f"{requests:,} requests (and {warmups:,} to warm up), {upto}{tokens_in:,} tokens in, "
             f"{upto}{tokens_out:,} out; prompt seed {config.prompt_seed}"
         )
     return lines
 
 
-_COLUMNS = (
-    ("CONC", "{:>5}"),
-    ("result", "{:<11}"),
-    ("tokens/s", "{:>10}"),
-    ("out tok/s", "{:>10}"),
-    ("/GPU", "{:>9}"),
-    ("TTFT ms", "{:>9}"),
-    ("TPOT ms", "{:>8}"),
-    ("E2E ms", "{:>10}"),
-    ("tok/s/user", "{:>11}"),
-    ("vs B200 /GPU", "{:>13}"),
-    ("vs B200 E2E", "{:>12}"),
-    ("word ppl", "{:>9}"),
+#: Columns of the closing table: heading, width, format of the figure, and how it is read from a result.
+_COLUMNS: tuple[tuple[str, int, str, Callable[[Result], float | None]], ...] = (
+    ("tokens/s", 10, ",.1f", attrgetter("total_token_throughput")),
+    ("out tok/s", 10, ",.1f", attrgetter("output_throughput")),
+    ("/GPU", 9, ",.1f", attrgetter("tput_per_gpu")),
+    ("TTFT ms", 9, ",.2f", attrgetter("median_ttft_ms")),
+    ("TPOT ms", 8, ",.3f", attrgetter("median_tpot_ms")),
+    ("E2E ms", 10, ",.1f", attrgetter("median_e2el_ms")),
+    ("tok/s/user", 11, ",.2f", attrgetter("interactivity")),
+    ("vs B200 /GPU", 13, ".4f", attrgetter("tput_per_gpu_ratio_vs_b200_1126")),
+    ("vs B200 E2E", 12, ".4f", attrgetter("median_e2e_ratio_vs_b200_1126")),
+    ("word ppl", 9, ".4f", lambda result: result.accuracy.word_perplexity if result.accuracy else None),
 )
 
 
 def closing_lines(batch: Batch, results: Sequence[Result | None], folder: str, again: str = "") -> list[str]:
-    """A table of medians, the reasons of failures, and where everything lies.
+    """A table of medians, the reasons of failures, and the path of the summary.
 
     :param results: Of the batch's points, in their order.
-    :param again: What is to be typed beside --resume.
+    :param again: What is typed after --resume and the folder.
     """
     lines = [f"ISL {batch.scenario.isl}, OSL {batch.scenario.osl} (latencies are medians)"]
-    lines.append(" ".join(shape.format(name) for name, shape in _COLUMNS).rstrip())
+    lines.append(" ".join([" CONC", f"{'result':<11}", *(f"{name:>{width}}" for name, width, *_ in _COLUMNS)]))
     for state, result in zip(batch.points, results, strict=True):
-        cells = [str(state.conc), str(state.status), *_figures(result if state.status is not Status.NOT_RUN else None)]
-        lines.append(" ".join(shape.format(cell) for cell, (_, shape) in zip(cells, _COLUMNS, strict=True)).rstrip())
+        measured = result if state.status is not Status.NOT_RUN else None
+        cells = [f"{state.conc:>5}", f"{state.status:<11}"]
+        for _, width, form, get in _COLUMNS:
+            figure = get(measured) if measured is not None else None
+            cells.append(f"{'-' if figure is None else format(figure, form):>{width}}")
+        lines.append(" ".join(cells))
     lines += [
         f"CONC {state.conc}: {state.reason}" for state in batch.points if state.status is Status.FAILED and state.reason
     ]
@@ -253,26 +224,7 @@ def closing_lines(batch: Batch, results: Sequence[Result | None], folder: str, a
         warnings = [one for one in result.findings if one.severity == "warn"] if result is not None else []
         lines += [f"CONC {state.conc}: warning {one.check}: {one.message}" for one in warnings]
     lines.append(f"{folder}/summary.txt: {batch.count(Status.PASSED)} of {len(batch.points)} passed")
-    # A batch of which nothing was finished is begun anew, with other options perhaps.
+    # A batch without a finished point need not be resumed: a new sweep does the same.
     if any(state.finished for state in batch.points) and not all(state.finished for state in batch.points):
         lines.append(f"complete it with: pytest --resume {folder}{again}")
     return lines
-
-
-def _figures(result: Result | None) -> list[str]:
-    if result is None:
-        return ["-"] * (len(_COLUMNS) - 2)
-    perplexity = result.accuracy.word_perplexity if result.accuracy is not None else None
-    figures = (
-        (result.total_token_throughput, "{:,.1f}"),
-        (result.output_throughput, "{:,.1f}"),
-        (result.tput_per_gpu, "{:,.1f}"),
-        (result.median_ttft_ms, "{:,.2f}"),
-        (result.median_tpot_ms, "{:,.3f}"),
-        (result.median_e2el_ms, "{:,.1f}"),
-        (result.interactivity, "{:,.2f}"),
-        (result.tput_per_gpu_ratio_vs_b200_1126, "{:.4f}"),
-        (result.median_e2e_ratio_vs_b200_1126, "{:.4f}"),
-        (perplexity, "{:.4f}"),
-    )
-    return ["-" if value is None else shape.format(value) for value, shape in figures]

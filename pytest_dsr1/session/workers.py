@@ -1,23 +1,22 @@
-"""pytest-xdist: how many workers, what each is told, which tests it gets."""
+"""pytest-xdist: the number of workers, their servers and their tests."""
 
 from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from pytest_dsr1.bench import AroundLoad, Bench, NoProgress
 from pytest_dsr1.collection import point_tests
 from pytest_dsr1.core.config import Point, Scenario, SweepConfig
-from pytest_dsr1.core.evidence import Check
 from pytest_dsr1.core.ledger import PointTest
 from pytest_dsr1.core.server import Served
-from pytest_dsr1.servers import ServerError
+from pytest_dsr1.servers import Server, ServerError
 from pytest_dsr1.servers.external import BoundServer
 from pytest_dsr1.session.sweep import EXIT_TERMINATED, Sweep
 
@@ -25,11 +24,11 @@ from pytest_dsr1.session.sweep import EXIT_TERMINATED, Sweep
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller tells a worker before it starts.
 
-    :param prompt_seed: Of the session; a worker that drew its own would repeat another's prompts.
+    :param prompt_seed: Of the session, so that no worker repeats the prompts of another.
     :param folders: The batch folder of each scenario.
-    :param collected: The file in which the worker writes which tests it found.
-    :param served: The server that it measures; None where nothing is measured.
-    :param lost: Why there is none; empty where there is one.
+    :param collected: The file into which the worker writes the tests that it collected.
+    :param served: The server that it measures; None where nothing is measured, or the server is lost.
+    :param lost: Why the server is lost; else empty.
     """
 
     prompt_seed: int
@@ -40,7 +39,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, config: pytest.Config) -> Order | None:
-        """The order of this process; None if it is no worker, or is told nothing."""
+        """The order of this process; None if it is not a worker, or has no order."""
         given: Mapping[str, Any] | None = getattr(config, "workerinput", None)
         return None if given is None or "dsr1" not in given else msgspec.json.decode(given["dsr1"], type=cls)
 
@@ -75,8 +74,7 @@ def refuse_surplus(config: SweepConfig, workers: int) -> None:
             f"{servers - 1} of them"
         )
     if workers and (config.preflight or config.print_launch):
-        option = "--preflight" if config.preflight else "--print-launch"
-        raise pytest.UsageError(f"{option} runs nothing, so it needs no -n; drop it")
+        raise pytest.UsageError("--preflight and --print-launch run no test, so they need no worker; drop -n")
 
 
 class Controller:
@@ -85,7 +83,7 @@ class Controller:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._tests: dict[str, PointTest] = {}
-        self._exchange = Path(tempfile.mkdtemp(prefix="dsr1-"))
+        self._exchange = tempfile.TemporaryDirectory(prefix="dsr1-")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -94,7 +92,7 @@ class Controller:
             try:
                 served = sweep.pool.bind(node, sweep.config.points[0])
             except ServerError as error:
-                # Said by the worker's first test, so that the batch has it too.
+                # The worker's first test fails with it, so that the batch has the reason.
                 lost = str(error)
             except KeyboardInterrupt:
                 if sweep.terminated:
@@ -103,7 +101,7 @@ class Controller:
         order = Order(
             prompt_seed=sweep.config.prompt_seed,
             folders=tuple((scenario, str(folder)) for scenario, folder in sweep.batches.folders.items()),
-            collected=str(self._exchange / f"{node.gateway.id}.json"),
+            collected=str(self._collected_by(node)),
             served=served,
             lost=lost,
         )
@@ -116,31 +114,32 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
-        file = self._exchange / f"{node.gateway.id}.json"
+        file = self._collected_by(node)
         if self._tests or not file.exists():
             return
         tests = msgspec.json.decode(file.read_bytes(), type=list[PointTest])
-        # The scheduler has this very mapping.
+        # Updated in place: the scheduler uses the same mapping.
         self._tests.update({test.nodeid: test for test in tests})
         self._sweep.select(tests)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        # In the order of the sweep, not by the number of tests.
+        # Points are measured in the order of the sweep, and not by their number of tests.
         config.option.loadscopereorder = False
         return make_scheduler(config, log, self._tests)
 
     def pytest_unconfigure(self) -> None:
-        for file in self._exchange.glob("*"):
-            file.unlink()
-        self._exchange.rmdir()
+        self._exchange.cleanup()
+
+    def _collected_by(self, node: Any) -> Path:
+        return Path(self._exchange.name) / f"{node.gateway.id}.json"
 
 
 class Worker:
-    """The session in a worker: it measures on the server that it was given."""
+    """The session in a worker, which measures the server of its order; see `Sweep`."""
 
     def __init__(self, config: SweepConfig, order: Order) -> None:
-        self._config = config
+        self.config = config
         self._order = order
         self._folders = {scenario: Path(folder) for scenario, folder in order.folders}
         self._told: set[tuple[str, Point]] = set()
@@ -150,28 +149,32 @@ class Worker:
             raise ServerError(self._order.lost)
         return self._order.served
 
-    def bench(self, served: Served, around_load: AroundLoad, checks: Sequence[Check]) -> Bench:
-        server = BoundServer(served, flush=self._config.flush_cache)
-        return Bench(self._config, server, served, self._folder_of, NoProgress(), around_load, checks)
+    def server_of(self, served: Served) -> tuple[Server, Served]:
+        return BoundServer(served, flush=self.config.flush_cache), served
+
+    def folder_of(self, point: Point) -> Path:
+        return self._folders[point.scenario]
+
+    def watch(self, point: Point) -> AbstractContextManager[Callable[[str], None]]:
+        # The terminal belongs to the controller.
+        return nullcontext(lambda text: None)
 
     def join(self, nodeid: str, point: Point, test: str) -> None:
         if (nodeid, point) not in self._told:
             raise pytest.UsageError(
-                f"{nodeid} measures {point.id}, which -n does not know before it is run; request dsr1_point, or drop -n"
+                f"{nodeid} measures {point.id}, which is not known before the test runs, as -n needs it; request "
+                "dsr1_point, or drop -n"
             )
 
-    def _folder_of(self, point: Point) -> Path:
-        return self._folders[point.scenario]
-
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Tell the controller which test is of which point: it sees their ids only."""
+        """Tell the controller which point each test measures; it sees only their ids."""
         tests = point_tests(session.items)
         self._told = {(test.nodeid, test.point) for test in tests}
         Path(self._order.collected).write_bytes(msgspec.json.encode(tests))
 
 
 def make_scheduler(config: pytest.Config, log: Any, tests: Mapping[str, PointTest]) -> Any:
-    """xdist's scheduling by scope, where the tests of one point are a scope.
+    """xdist's scheduling by scope: the tests of one point are a scope.
 
     :param tests: The tests of points by their ids; filled when a worker has collected.
     """
@@ -199,8 +202,8 @@ def make_scheduler(config: pytest.Config, log: Any, tests: Mapping[str, PointTes
 
         def _reschedule(self, node: Any) -> None:
             super()._reschedule(node)
-            # A worker begins a test only when it knows the next one. What a crashed worker leaves may be a scope of
-            # one test, or of none, which would keep its successor waiting for ever.
+            # A worker begins a test only when it knows the next one. A crashed worker may leave a scope with one test
+            # or none, and the worker that replaces it would wait for ever.
             while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
                 if not self.workqueue:
                     node.shutdown()

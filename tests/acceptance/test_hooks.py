@@ -28,7 +28,7 @@ def pytest_dsr1_preflight(config, sweep):
 def pytest_dsr1_refuse_server(why, reference, served):
     note("refuse?", reference, served and served.model)
 
-def pytest_dsr1_batch_started(batch):
+def pytest_dsr1_batch_started(batch, folder):
     note("batch", batch.scenario)
 
 def pytest_dsr1_load_started(point, served):
@@ -47,8 +47,8 @@ def pytest_dsr1_checks(config):
 def pytest_dsr1_point_ended(point, state, result):
     note("point", point.id, state.status, result.passed)
 
-def pytest_dsr1_batch_ended(batch):
-    note("batch ended", batch.folder == Path(batch.folder).name, [str(one.status) for one in batch.points])
+def pytest_dsr1_batch_ended(batch, folder):
+    note("batch ended", (folder / "batch.json").exists(), [str(one.status) for one in batch.points])
 """
 SWEEP = ("--isl", "8", "--osl", "1", "--conc", "2,4", "--num-prompts", "4", "--accuracy", "off")
 

@@ -27,7 +27,7 @@ def test_settings_changed_while_it_was_measured(project: Project) -> None:
     assert first.endswith("version: 1 -> 2")
     assert "PASSED" in second
     assert [result["server"]["changes"] for result in results(project)] == [["version: 1 -> 2"], []]
-    assert "CONC 2: the server is not as it was for the point before: version: 1 -> 2" in project.summary()
+    assert "CONC 2: the server changed since the point before: version: 1 -> 2" in project.summary()
 
 
 def test_prompts_that_a_cache_had(project: Project) -> None:

@@ -86,41 +86,34 @@ class _Specifications:
     def pytest_addoption(self, parser: object, pluginmanager: object) -> None: ...
 
 
-class _InGroup:
+class _InLoop:
     @pytest.hookimpl
     def pytest_addoption(self, parser: pytest.Parser) -> None:
-        parser.addini("theirs", "help")
-        parser.getgroup("g", "description").addoption("--grouped", "-G", default=1)
-
-
-class _Fails:
-    @pytest.hookimpl
-    def pytest_addoption(self, parser: pytest.Parser) -> None:
-        raise RuntimeError("only one call is expected")
+        for name in ("--looped", "-G"):
+            parser.getgroup("g", "description").addoption(name, default=1)
 
 
 def test_owner_of_option() -> None:
-    """The file of a conftest, the name of a plugin that has no file; a hook that fails is passed over."""
+    """The file of a conftest, the name of a plugin that has no file."""
     manager = pluggy.PluginManager("pytest")
     manager.add_hookspecs(_Specifications)
     conftest = ModuleType("conftest")
     conftest.__file__ = "/project/conftest.py"
 
-    def pytest_addoption(parser: pytest.Parser, pluginmanager: object) -> None:
-        assert pluginmanager is manager
+    def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption("--plain")
 
     vars(conftest)["pytest_addoption"] = pytest.hookimpl(pytest_addoption)
-    for name, plugin in (("/project/conftest.py", conftest), ("in_group", _InGroup()), ("fails", _Fails())):
+    for name, plugin in (("/project/conftest.py", conftest), ("in_loop", _InLoop())):
         manager.register(plugin, name)
     config = fake_config(hook=manager.hook, pluginmanager=manager)
     assert pytest_internals.owner_of_option(config, "--plain") == "/project/conftest.py"
-    assert pytest_internals.owner_of_option(config, "-G") == "in_group"
-    assert pytest_internals.owner_of_option(config, "--nobodys") == "another plugin"
+    assert pytest_internals.owner_of_option(config, "--looped") == "in_loop"
+    assert pytest_internals.owner_of_option(config, "--loop") == "another plugin"
 
 
 def test_owner_of_an_option_of_pytest(pytestconfig: pytest.Config) -> None:
-    """pytest's own hooks can be replayed, too."""
+    """pytest's own options have an owner, too."""
     assert pytest_internals.owner_of_option(pytestconfig, "--lf").endswith("cacheprovider.py")
 
 
@@ -150,13 +143,6 @@ def test_sweep_module(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     assert module.nodeid == "tests_bench/test_sweep.py"
     assert module.obj.__name__ == "pytest_dsr1.test_sweep"
     assert callable(module.obj.test_perf)
-
-
-def test_collect_only(tmp_path: Path) -> None:
-    """The list of arguments itself is changed."""
-    args = ["tests", "other"]
-    pytest_internals.collect_only(fake_config(args=args), tmp_path)
-    assert args == [str(tmp_path)]
 
 
 def test_modules_with_fixture() -> None:
@@ -194,12 +180,3 @@ def test_count_as_failed(pytestconfig: pytest.Config) -> None:
     assert plugin.lastfailed.pop("a skipped test")
     without = SimpleNamespace(get_plugin=lambda name: None)
     pytest_internals.count_as_failed(fake_config(pluginmanager=without), "a skipped test")
-
-
-def test_forget_marks(request: pytest.FixtureRequest) -> None:
-    """The mark is gone, and the others stay."""
-    item = request.node
-    item.add_marker(pytest.mark.benchmark(group="kept"))
-    item.add_marker(pytest.mark.skip(reason="another plugin's"))
-    pytest_internals.forget_marks(item, [mark for mark in item.own_markers if mark.name == "skip"])
-    assert [mark.name for mark in item.iter_markers()] == ["benchmark"]
