@@ -185,7 +185,8 @@ def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pyt
 
 
 def _measures_load(item: pytest.Item) -> bool:
-    return "dsr1_load" in getattr(item, "fixturenames", ())
+    # `load` is the name in the sweep's own module.
+    return bool({"load", "dsr1_load"} & set(getattr(item, "fixturenames", ())))
 
 
 def _remarks(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_dsr1.core.result import Result
     from pytest_dsr1.core.samples import LoadRun
     from pytest_dsr1.core.server import Served
-    from pytest_dsr1.session.activation import Session
+    from pytest_dsr1.session import Session
 
 
 #: Tests that request one of these measure accuracy.
@@ -43,7 +43,7 @@ class Measure(Protocol[Measured]):
 def dsr1_session(pytestconfig: pytest.Config) -> Session:
     """The sweep as this process sees it."""
     from pytest_dsr1.collection import HINT
-    from pytest_dsr1.session.activation import SESSION
+    from pytest_dsr1.session import SESSION
 
     if SESSION not in pytestconfig.stash:
         raise pytest.UsageError(f"a worker of xdist measures only in a sweep: {HINT}, or drop -n")

@@ -119,9 +119,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if _starts_sweep(config):
-        from pytest_dsr1.session import activation
+        from pytest_dsr1.session import activate
 
-        activation.activate(config)
+        activate(config)
 
 
 def _starts_sweep(config: pytest.Config) -> bool:
@@ -142,10 +142,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     if any(name.startswith(_PREFIX) for name in names) and not _starts_sweep(session.config):
         from pytest_dsr1 import collection
-        from pytest_dsr1.session import activation
+        from pytest_dsr1.session import activate_late
 
         if any(map(collection.measures_without_sweep, session.items)):
-            activation.activate_late(session.config)
+            activate_late(session.config)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -258,7 +258,7 @@ class SweepConfig:
 
     @property
     def launch_points(self) -> tuple[Point, ...]:
-        """What a server is launched for: the points, or a usual one where a user's own tests name theirs later."""
+        """The points to launch a server for; a usual one if no point is known yet."""
         return self.points or (Point(ALL_SCENARIOS[0], self.concurrencies[0]),)
 
     def num_prompts_at(self, point: Point) -> int:

@@ -114,7 +114,7 @@ class PromptPlan:
         return PointPrompts(prompts[:warmups], prompts[warmups:], self.vocab_size)
 
     def with_point(self, point: Point) -> PromptPlan:
-        """The plan with a point that only a user's own test names. Its prompts begin like none before.
+        """The plan with one more point, whose prompts begin like none before.
 
         :raises ValueError: The vocabulary has too few ids left.
         """

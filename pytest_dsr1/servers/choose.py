@@ -1,4 +1,4 @@
-"""Who serves: `--server-url`, or what `--engine` finds; and how a server would be launched."""
+"""Who serves: `--server-url`, or what `--engine` finds here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """How a server would be launched here: everything that its command lines are made of.
+    """How a server would be launched here.
 
     :param recipe: With what the user typed.
     :param python: The interpreter that stands for {python} in the recipe's command.
@@ -47,7 +47,7 @@ class LaunchPlan:
         return self.recipe.launch_at(point, self.port, self.python)
 
     def launches(self, points: Sequence[Point]) -> tuple[tuple[Launch, tuple[Point, ...]], ...]:
-        """The launches of a sweep in its order, each with the consecutive points that it serves."""
+        """The launches of a sweep in order, each with its consecutive points."""
         return tuple((launch, tuple(group)) for launch, group in groupby(points, key=self.launch_for))
 
 
@@ -96,7 +96,7 @@ def plan_launch(config: SweepConfig, environ: Mapping[str, str]) -> LaunchPlan:
 
 
 def reference_plan(weights: Path | None = None) -> LaunchPlan:
-    """How the embedded engine is launched: by its recipe, with our own Python, on a free port.
+    """How the embedded engine is launched: our own Python, and a free port.
 
     :param weights: Hugging Face folder to serve; None: the packaged model.
     """
@@ -108,7 +108,7 @@ def reference_plan(weights: Path | None = None) -> LaunchPlan:
 
 
 def print_launch(config: SweepConfig, points: Sequence[Point], say: Callable[[str], None]) -> str:
-    """Print every command line of the sweep with the points that it serves (--print-launch).
+    """Print each command line with the points that it serves (--print-launch).
 
     :return: Why nothing could be printed; empty if it was.
     """
@@ -151,7 +151,7 @@ def choose(config: SweepConfig, environ: Mapping[str, str], logs: Path, reporter
 
 
 def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, reporter: Reporter) -> Choice:
-    """A healthy server on --port that serves our model; else SGLang; else the embedded engine."""
+    """A running server on --port, else SGLang, else the embedded engine."""
     wanted, plan, problem, missing = config.launch, None, None, "no GPU is visible for SGLang"
     # Who types a recipe wants a launch, whatever GPUs are seen.
     if wanted.recipe is not None or visible_gpus(environ):
@@ -203,7 +203,7 @@ def _first_of_auto(config: SweepConfig, environ: Mapping[str, str], logs: Path, 
 
 
 def _kept(config: SweepConfig, plan: LaunchPlan) -> Choice | None:
-    """The server on --port, if an earlier session launched it as this one would for every point."""
+    """The server on --port, if it was launched as this session would launch it."""
     (launch, _), *others = plan.launches(config.launch_points)
     holder = holder_of(launch.port)
     if others or holder is None or not runs_with(holder.pid, launch.argv, launch.environment):

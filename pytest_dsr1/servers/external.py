@@ -1,4 +1,4 @@
-"""A server that runs: the requests to it that are not load, and one that somebody else runs."""
+"""A server that somebody else runs, and all requests to servers but the load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLUSH_DEADLINE_S = 30.0
 
 @dataclass
 class ExternalServer:
-    """A running OpenAI-compatible server of somebody else: never started, stopped or reconfigured.
+    """A running OpenAI-compatible server: never started, stopped or reconfigured.
 
     :param model: The one to measure; None: the only one that it serves.
     :param insist: Whether `model` must be served (see `inspect`).
@@ -142,7 +142,7 @@ def served_models(url: str, timeout_s: float = TIMEOUT_S, tries: int = 1) -> dic
 
 
 def healthy_models(url: str, timeout_s: float = PROBE_TIMEOUT_S) -> tuple[str, ...] | None:
-    """The names of the models of a healthy server; none if it is not healthy, None if no server answers.
+    """The models of a healthy server; empty if unhealthy, None without an answer.
 
     Never call it while measuring: SGLang runs a prefill for each call of /health.
     """
@@ -210,7 +210,7 @@ def _json_object(url: str) -> dict[str, Any]:
 
 
 def _get(url: str, timeout_s: float, tries: int) -> requests.Response:
-    """GET, repeated after a broken connection or an HTTP 5xx; not after a time-out, which took long enough.
+    """GET; repeated after a lost connection or HTTP 5xx, not after a time-out.
 
     :raises requests.RequestException: No answer.
     """

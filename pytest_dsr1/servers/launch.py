@@ -85,7 +85,7 @@ class Launch:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def changes_from(self, earlier: Launch) -> str:
-        """What differs from `earlier`: "chunked-prefill-size 196608 -> 32768"; empty if nothing does."""
+        """What differs from `earlier`, as in "tp-size 4 -> 8"; empty if nothing does."""
         before, after = earlier._settings(), self._settings()
         return ", ".join(
             f"{name} {before.get(name, 'unset')} -> {after.get(name, 'unset')}"
@@ -117,7 +117,7 @@ def argument_words(name: str, value: Value) -> tuple[str, ...]:
 
 
 def parse_server_arg(text: str) -> tuple[str, str | bool]:
-    """Read NAME=VALUE or NAME (a flag, True), with or without two hyphens; the value begins after the first =.
+    """Read NAME=VALUE, or NAME for a flag, with or without two hyphens.
 
     :raises ValueError: With the reason; it never quotes a value, which may be a secret.
     """

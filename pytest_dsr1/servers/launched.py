@@ -1,4 +1,4 @@
-"""A server that we launch: from the check of its port to the end of its last process."""
+"""A server that we launch, from the check of its port to its last process."""
 
 from __future__ import annotations
 
@@ -89,7 +89,10 @@ class LaunchedServer:
         return replace(served, engine=served.engine if served.is_reference else "sglang", launch=launch)
 
     def flush_cache(self) -> None:
-        """:raises ServerError: The cache was not emptied, so the next measurement might be of the cache."""
+        """Empty the prefix cache.
+
+        :raises ServerError: It was not emptied, so the next measurement might be of the cache.
+        """
         if self._launch is not None and (problem := external.flush_cache(self._launch.url)):
             raise ServerError(f"{self._launch.url}: {problem}")
 
@@ -145,7 +148,7 @@ class LaunchedServer:
         process.ready()
 
     def _wait(self, launch: Launch, process: ServerProcess, began: float) -> None:
-        """Wait until our process lives, is the one that listens, is healthy and serves our model."""
+        """Wait until our process listens on the port and serves our model."""
         said = "starting"
         while True:
             if problem := self._end_problem(what="did not start"):
@@ -205,7 +208,7 @@ class LaunchedServer:
 
 
 def require_port(launch: Launch) -> None:
-    """Check that a launch's port is free: SGLang checks it only at the end of its start, and logs "ready" anyway.
+    """Check that a port is free; SGLang itself checks it only after its start.
 
     :raises ServerError: It is taken; the message names the process that has it.
     """

@@ -1,4 +1,4 @@
-"""A server's log: the progress of its start, the cause of its end, the lines to show."""
+"""A server's log: progress of a start, cause of an end, lines to show."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def new_log(folder: Path, name: str) -> Path:
 
 
 def tail_of(path: Path) -> list[str]:
-    """The last lines of a log, a progress bar's states as lines of their own; none if it cannot be read."""
+    """The last lines of a log; none if it cannot be read."""
     try:
         with path.open("rb") as log:
             log.seek(max(log.seek(0, os.SEEK_END) - _READ_BYTES, 0))
@@ -103,7 +103,7 @@ def known_words() -> _Words:
 
 
 def progress_of(lines: Sequence[str]) -> str | None:
-    """The stage of a start in a few words, by the last line that tells one; None if none does.
+    """The stage of a start in a few words; None if no line tells it.
 
     It never says "ready": SGLang logs that too when another server holds its port.
     """
@@ -122,7 +122,7 @@ def cause_of_end(lines: Sequence[str]) -> Cause | None:
 
 
 def telling_lines(lines: Sequence[str], limit: int = 12) -> list[str]:
-    """Choose the lines for an error message: at most `limit`, each of at most 300 characters.
+    """Choose at most `limit` lines for a message, each of at most 300 characters.
 
     They lead to the line of the known cause, or else to the last exception or error, or else to the end of the log.
     Where that line ends a traceback, the traceback's head is among them. Escapes and control characters are removed.
@@ -179,12 +179,12 @@ def _found(texts: Sequence[str]) -> tuple[int, Cause] | None:
 
 
 def _cleaned(lines: Sequence[str]) -> list[str]:
-    """The lines without escapes and control characters; blank ones and noise are left out."""
+    """The lines without control characters, blank lines and noise."""
     return [text for text in map(_plain, lines) if text and not _NOISE.match(_stampless(text))]
 
 
 def _plain(line: str) -> str:
-    """`line` as a terminal shows it: of a progress bar, the last state; indentation is kept."""
+    """`line` as a terminal shows it; of a progress bar, the last state."""
     text = _ESCAPES.sub("", line).rstrip()
     text = text.rpartition("\r")[2].expandtabs(4)
     return _CONTROLS.sub("", text)

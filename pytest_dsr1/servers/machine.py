@@ -1,4 +1,4 @@
-"""What this machine can launch a server with: its GPUs, and a Python that has SGLang."""
+"""What this machine can launch a server with: GPUs, a Python with SGLang."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PYTHON_TIMEOUT_S = 20.0
 
 
 class _NoAnswerError(RuntimeError):
-    """A command gave no answer; the message says why, in a few words that follow the command's name."""
+    """A command gave no answer; the message says why."""
 
 
 def _ask(argv: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> object:
@@ -101,7 +101,7 @@ def _hides_all(listed: str | None) -> bool:
 
 
 def _left(gpus: tuple[str, ...], listed: str | None) -> tuple[str, ...]:
-    """Those of `gpus` that are listed, in the order of the list; all, if the variable is unset."""
+    """Those of `gpus` that the variable lists; all if it is unset."""
     if listed is None or not gpus:
         return gpus
     left = []
@@ -117,7 +117,7 @@ def _left(gpus: tuple[str, ...], listed: str | None) -> tuple[str, ...]:
 
 
 def _from_library(question: str, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the GPUs that a vendor's library knows of; none where it is missing or fails."""
+    """Names of the GPUs that a vendor's library finds; none if it fails."""
     try:
         # -P: a module of the current folder must not stand in for a library.
         gpus = _ask([sys.executable, "-P", "-c", question], environ, GPU_TIMEOUT_S)
@@ -139,7 +139,7 @@ def _from_amd_driver(root: Path) -> tuple[str, ...]:
 
 
 def _amd_name(market_name: str, target: str) -> str:
-    """The product's name, or the chip's where the product has a generic name ("AMD Radeon Graphics") or none."""
+    """The product's name, or the chip's if the product has a generic name or none."""
     if re.search(r"\bMI\d", market_name):
         return market_name
     # A target may have features appended: gfx942:sramecc+:xnack-.
@@ -166,7 +166,7 @@ print(json.dumps({"sglang": version}))
 
 
 def find_interpreter(option: Path | None, environ: Mapping[str, str]) -> tuple[str, str]:
-    """The Python to launch SGLang with: the typed one, else ours, else the first python3 on PATH that has SGLang.
+    """The Python to launch SGLang with: the typed one, ours, or one on PATH.
 
     :param option: `--sglang-python`; if typed, no other Python is asked.
     :param environ: What a server will inherit: PATH and PYTHONPATH count.

@@ -154,7 +154,7 @@ def launch_note(launch: Mapping[str, Any]) -> str:
 
 
 def lock_server(url: str, purpose: str) -> IO[str]:
-    """Take the lock that two sessions cannot have at the same time; closing the file gives it back.
+    """Take the lock of a server; closing the returned file releases it.
 
     :param purpose: Shown to a session that finds the server locked.
     :raises ServerError: Another session holds it, which the message names, or it cannot be taken.

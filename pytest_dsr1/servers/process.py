@@ -1,4 +1,4 @@
-"""Processes: a server under its supervisor, which ends it with pytest; who listens where."""
+"""A server's process under its supervisor, and who listens on a port."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def is_descendant(pid: int, ancestor: int) -> bool:
 
 
 def runs_with(pid: int, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether a process was started with these arguments and these variables; False where it may not be seen.
+    """Whether a process has these arguments and variables, as far as can be seen.
 
     The program's own path is not compared: an interpreter may have been found by another name, or by a script.
     """
@@ -250,7 +250,7 @@ def runs_with(pid: int, argv: Sequence[str], environment: Mapping[str, str]) -> 
 
 
 def is_taken(host: str, port: int) -> bool:
-    """Whether a server could not listen at (host, port) because another one does: tried as a server does.
+    """Whether another server listens at (host, port): tried by listening.
 
     Other obstacles (no such address here, a port that needs privileges) are not looked for: False.
 

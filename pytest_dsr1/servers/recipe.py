@@ -1,4 +1,4 @@
-"""A recipe, read from TOML: a server's arguments and variables, some of them only at certain points."""
+"""A recipe, read from TOML: a server's arguments and variables."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _require(where: str, check: Callable[[str, object], None], name: str, value:
 
 
 class When(_Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a recipe changes at some points. Every condition that is not None must hold.
+    """What a recipe changes at points for which all of its conditions hold.
 
     :param conc_above: Lower bound of the concurrency, itself excluded.
     :param conc_below: Upper bound of the concurrency, itself excluded.
@@ -191,7 +191,7 @@ class Recipe(RecipeFile, frozen=True, kw_only=True):
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The shipped recipes for SGLang; the embedded engine's is not among those that a user chooses from."""
+    """The shipped recipes for SGLang, without that of the embedded engine."""
     return tuple(sorted(path.stem for path in _SHIPPED.glob("*.toml") if path.stem != REFERENCE))
 
 
@@ -205,7 +205,7 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def recipe_for(gpus: Sequence[str], model: str | None) -> Recipe:
-    """The shipped recipe for this machine; one for a family of models goes before one for all models.
+    """The shipped recipe for this machine; one for the model's family goes first.
 
     :param gpus: Names as `visible_gpus` has them; none: the CPU's recipe.
     :param model: As typed; None: the recipe's.

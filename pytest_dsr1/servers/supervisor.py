@@ -43,7 +43,7 @@ _REAP_S = 10.0
 
 
 def supervise(order: dict[str, Any]) -> None:
-    """Start the server, wait for its end or for the order to end it, and remove what it leaves."""
+    """Start the server, wait for its end or end it, and remove what it leaves."""
     # Descendants that lose their parent become children of this process, which finds them at the end.
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     events: SimpleQueue[str] = SimpleQueue()
@@ -104,7 +104,7 @@ def _say(event: str) -> None:
 
 
 def _copy(server: subprocess.Popen[bytes], log: int) -> None:
-    """Append its output to the log. A log that cannot be written must not stop the server."""
+    """Append its output to the log; an error of the log does not stop the server."""
     assert server.stdout is not None
     failed = False
     while data := os.read(server.stdout.fileno(), 1 << 16):
@@ -146,7 +146,10 @@ def signal_group(group: int, number: signal.Signals) -> None:
 
 
 def _kill_descendants() -> None:
-    """Kill until the kernel has no child of this process any more. /proc alone may miss one that gets a new parent."""
+    """Kill until this process has no child left.
+
+    /proc alone may miss a process that gets a new parent.
+    """
     until = time.monotonic() + _REAP_S
     while time.monotonic() < until:
         try:
@@ -161,21 +164,21 @@ def _kill_descendants() -> None:
 
 
 class _SharedMemory:
-    """The files that a server leaves in /dev/shm: a killed one cannot remove them itself."""
+    """The files that a killed server leaves in /dev/shm."""
 
     def __init__(self) -> None:
         self._before = set(_SHM.glob("*"))
         self._seen: set[int] = set()
 
     def look_at(self, pid: int) -> None:
-        """Note what the server has mapped. Not called while it is measured, since it takes time."""
+        """Note what the server has mapped; not while it is measured: it takes time."""
         with contextlib.suppress(psutil.Error):
             server = psutil.Process(pid)
             for each in (server, *server.children(recursive=True)):
                 self._seen |= _mapped(each.pid)
 
     def remove(self) -> None:
-        """Remove the new files of this user that were seen or are known by their names, unless a process uses them."""
+        """Remove this user's new files of the server, unless a process uses them."""
         ours: dict[Path, int] = {}
         for path in set(_SHM.glob("*")) - self._before:
             with contextlib.suppress(OSError):
@@ -190,7 +193,7 @@ class _SharedMemory:
 
 
 def _mapped(pid: int) -> set[int]:
-    """Inodes in /dev/shm that a process has mapped or open; empty if it may not be inspected.
+    """Inodes in /dev/shm that a process has mapped or open, if that can be seen.
 
     Not names: the C library creates a semaphore under a temporary name, which is the one that the kernel shows.
     """
