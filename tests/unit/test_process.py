@@ -163,8 +163,11 @@ time.sleep(600)
 def test_kept_when_we_are_gone(servers: Servers) -> None:
     """A server that is kept runs on, writes its log, and takes all of its processes with it when it is ended."""
     server = servers.start(
-        before="children = [subprocess.Popen(child)]",
-        after="signal.signal(signal.SIGUSR1, lambda *_: print('still here', flush=True))",
+        # Before it names itself: a signal that comes earlier than the handler would end it.
+        before="""
+signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b'still here\\n'))
+children = [subprocess.Popen(child)]
+""",
     )
     pids = servers.pids()
     try:
