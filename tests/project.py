@@ -207,8 +207,8 @@ def _restore_modules(folder: Path, modules: dict[str, ModuleType]) -> None:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Look again and again until `condition` holds."""
+    """Look again and again until `condition` holds; not so often that looking takes the time that is waited for."""
     until = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < until, f"{what}: not within {timeout_s:g} s"
-        time.sleep(0.002)
+        time.sleep(0.02)
