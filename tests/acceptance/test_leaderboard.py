@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import shutil
 import signal
@@ -25,8 +24,6 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1.accuracy.documents import task_for
-from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, baselines_to_json
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.servers.process import holder_of
 from pytest_dsr1.submit import client
@@ -37,9 +34,9 @@ from pytest_dsr1.submit.send import Outbox
 from tests.batches import result_fields
 from tests.conftest import ROOT
 from tests.project import Outcome, Project, wait_until
+from tests.scoring import scoring_server, with_baseline
 from tests.servers.launched import write_recipe
 from tests.servers.scripted_space import SEED_LABELS, scripted_space
-from tests.servers.timed import BYTES_PER_TOKEN, timed_server
 
 PATIENCE_S = 60.0
 
@@ -190,26 +187,6 @@ def test_space_that_cannot_be_asked(spaces: str, path: str, message: str) -> Non
 # -- a sweep --------------------------------------------------------------------------------------------------
 
 POINTS = ("--isl", "16", "--osl", "32", "--conc", "2,4", "--num-prompts", "8")
-
-
-def scoring_server(**info: Any) -> Any:
-    """A server that gives each token a log-likelihood of -1."""
-    return timed_server(ttft_s=0.002, interval_s=0.004, server_info={"bos_token_id": 256, **info})
-
-
-def with_baseline(project: Project, data: Path | None) -> tuple[str, ...]:
-    """Options with a baseline that this server meets."""
-    task = task_for(reference=data is None, data=data)
-    loss = sum(math.ceil(document.bytes / BYTES_PER_TOKEN) for document in task.documents)
-    figures = AccuracyFigures(
-        bits_per_byte=loss / task.bytes / math.log(2),
-        byte_perplexity=math.exp(loss / task.bytes),
-        word_perplexity=math.exp(loss / task.words),
-    )
-    baseline = AccuracyBaseline("scripted", task.name, figures, "-")
-    (project.folder / "mine.json").write_text(baselines_to_json([baseline]))
-    corpus = () if data is None else (f"--accuracy-data={data}",)
-    return (*corpus, "--accuracy-baseline", "mine.json")
 
 
 @pytest.mark.gradio
