@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -13,6 +14,9 @@ ROOT = Path(__file__).parents[1]
 # A shell's background job starts with SIGINT ignored, and so do the processes that it starts: Ctrl+C, as some tests
 # send it, would never reach them. A signal that has a handler here has its default action in a child process.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Many tests start processes. Without cached bytecode each of them would compile the package anew, half a second of CPU.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # No deadline and no check of the speed: a busy machine is no failure. The same examples in every run: what fails here
 # fails again. The last stage of CI takes many: --hypothesis-profile=thorough

@@ -25,8 +25,8 @@ import pytest
 
 #: No sweep of these tests takes as long, however busy the machine is; one that does hangs.
 HANG_S = 240.0
-#: Shufflers are installed for tests that ask for them by name. No test is about Hypothesis.
-WITHOUT_PLUGINS = ("-p", "no:randomly", "-p", "no:random_order", "-p", "no:hypothesispytest")
+#: Shufflers are installed for tests that ask for them by name. No test is about Hypothesis or AnyIO.
+WITHOUT_PLUGINS = ("-p", "no:randomly", "-p", "no:random_order", "-p", "no:hypothesispytest", "-p", "no:anyio")
 #: Of these the outer session has its own, which sees what the inner one leaves behind. As the outer session is told
 #: to, it reports such an error as a failure.
 WITHOUT_PLUGINS_IN_PROCESS = ("-p", "no:faulthandler", "-p", "no:unraisableexception", "-p", "no:threadexception")
@@ -207,8 +207,8 @@ def _restore_modules(folder: Path, modules: dict[str, ModuleType]) -> None:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Look again and again until `condition` holds."""
+    """Look again and again until `condition` holds; not so often that looking takes the time that is waited for."""
     until = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < until, f"{what}: not within {timeout_s:g} s"
-        time.sleep(0.002)
+        time.sleep(0.02)

@@ -24,8 +24,6 @@ from typing import Any
 
 import pytest
 
-from pytest_dsr1.accuracy.documents import task_for
-from pytest_dsr1.core.gate import AccuracyBaseline, AccuracyFigures, baselines_to_json
 from pytest_dsr1.core.result import Result
 from pytest_dsr1.servers.process import holder_of
 from pytest_dsr1.submit import client
@@ -36,9 +34,9 @@ from pytest_dsr1.submit.send import Outbox
 from tests.batches import result_fields
 from tests.conftest import ROOT
 from tests.project import Outcome, Project, wait_until
+from tests.scoring import scoring_server, with_baseline
 from tests.servers.launched import write_recipe
 from tests.servers.scripted_space import SEED_LABELS, scripted_space
-from tests.servers.timed import timed_server
 
 PATIENCE_S = 60.0
 
@@ -91,10 +89,18 @@ def own_leaderboard(python: str, folder: Path, *args: str) -> Iterator[tuple[str
         yield next(word for word in line.split() if word.startswith("http://")).rstrip(","), database
 
 
-def stored(database: Path) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def board(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Our own leaderboard for 16/32: each test sends rows of another team."""
+    with own_leaderboard(python, tmp_path_factory.mktemp("board"), "--scenario", "16/32") as started:
+        yield started
+
+
+def stored(database: Path, team: str) -> list[dict[str, Any]]:
     with closing(sqlite3.connect(database)) as connection:
         connection.row_factory = sqlite3.Row
-        return [dict(row) for row in connection.execute("SELECT * FROM submissions ORDER BY conc, id")]
+        query = "SELECT * FROM submissions WHERE team = ? ORDER BY conc, isl, id"
+        return [dict(row) for row in connection.execute(query, [team])]
 
 
 # -- Spaces that are not ours ----------------------------------------------------------------------------------------
@@ -183,42 +189,21 @@ def test_space_that_cannot_be_asked(spaces: str, path: str, message: str) -> Non
 POINTS = ("--isl", "16", "--osl", "32", "--conc", "2,4", "--num-prompts", "8")
 
 
-def byte_server(**info: Any) -> Any:
-    """A server that tokenises bytes and gives each a log-likelihood of -1."""
-    return timed_server(ttft_s=0.002, interval_s=0.004, server_info={"bos_token_id": 256, **info})
-
-
-def with_baseline(project: Project, data: Path | None) -> tuple[str, ...]:
-    """Options with a baseline that this server meets: -1 for each byte."""
-    task = task_for(reference=data is None, data=data)
-    word = 2.718281828459045 ** (sum(one.bytes for one in task.documents) / sum(one.words for one in task.documents))
-    baseline = AccuracyBaseline(
-        "scripted", task.name, AccuracyFigures(1.4426950408889634, 2.718281828459045, word), "-"
-    )
-    (project.folder / "mine.json").write_text(baselines_to_json([baseline]))
-    corpus = () if data is None else (f"--accuracy-data={data}",)
-    return (*corpus, "--accuracy-baseline", "mine.json")
-
-
 @pytest.mark.gradio
-def test_external_server_to_sqlite(project: Project, python: str, shared: Path) -> None:
+def test_external_server_to_sqlite(project: Project, board: tuple[str, Path], shared: Path) -> None:
     """From command line to row: each point once, in the order of CONC, every digit."""
+    (url, database), team = board, "Team 'A' \N{ROCKET}"
     gate = with_baseline(project, shared / "data" / "wikitext2_raw_test_rows.jsonl")
-    with (
-        own_leaderboard(python, project.folder, "--scenario", "16/32") as (url, database),
-        byte_server(tp_size=2) as server,
-    ):
+    with scoring_server(tp_size=2) as server:
         submit = ("--mode", "submit", "--leaderboard-url", url, "--server-url", server.url)
-        project.environment["TEAM_NAME_ENV"] = "Team 'A' \N{ROCKET}"
+        project.environment["TEAM_NAME_ENV"] = team
         outcome = project.run(*POINTS, *gate, *submit)
         assert outcome.status == 0, outcome
-        rows = stored(database)
+        rows = stored(database, team)
         again = project.run("--submit-pending", str(project.batch))
         assert again.status == 0, again
-        assert stored(database) == rows
-    assert [(row["isl"], row["osl"], row["team"], row["conc"]) for row in rows] == [
-        (16, 32, "Team 'A' \N{ROCKET}", conc) for conc in (2, 4)
-    ]
+        assert stored(database, team) == rows
+    assert [(row["isl"], row["osl"], row["conc"]) for row in rows] == [(16, 32, 2), (16, 32, 4)]
     for row in rows:
         result = json.loads((project.batch / f"result_isl16_osl32_conc{row['conc']}.json").read_text())
         assert result["engine"] == "external"
@@ -231,18 +216,18 @@ def test_external_server_to_sqlite(project: Project, python: str, shared: Path) 
 
 
 @pytest.mark.gradio
-def test_launched_server_to_sqlite(project: Project, python: str, shared: Path) -> None:
+def test_launched_server_to_sqlite(project: Project, board: tuple[str, Path], shared: Path) -> None:
     """A launched server is stopped, then its results are submitted."""
+    (url, database), team = board, "Launchers"
     gate = with_baseline(project, shared / "data" / "wikitext2_raw_test_rows.jsonl")
     recipe = write_recipe(project.folder, server_info={"bos_token_id": 256})
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     launch = ("--engine", "sglang", "--recipe", str(recipe), "--port", str(port), "--model", "scripted")
-    with own_leaderboard(python, project.folder, "--scenario", "16/32") as (url, database):
-        submit = ("--submit-team", "Team", "--leaderboard-url", url)
-        outcome = project.run(*POINTS, *gate, *submit, *launch)
-        assert outcome.status == 0, outcome
-        assert [row["conc"] for row in stored(database)] == [2, 4]
+    submit = ("--submit-team", team, "--leaderboard-url", url)
+    outcome = project.run(*POINTS, "--conc", "2", *gate, *submit, *launch)
+    assert outcome.status == 0, outcome
+    assert [row["conc"] for row in stored(database, team)] == [2]
     result = json.loads((project.batch / "result_isl16_osl32_conc2.json").read_text())
     assert result["engine"] == "sglang"
     assert holder_of(port) is None
@@ -254,13 +239,13 @@ def test_rehearsal_of_the_reference_engine(project: Project, gradio6_python: str
     gate = with_baseline(project, None)
     with (
         own_leaderboard(gradio6_python, project.folder, "--scenario", "16/32,8/16") as (url, database),
-        byte_server(engine="pytest-dsr1-reference") as server,
+        scoring_server(engine="pytest-dsr1-reference") as server,
     ):
-        board = f"{url}/isl{{isl}}osl{{osl}}"
+        boards = f"{url}/isl{{isl}}osl{{osl}}"
         points = ("--scenario", "16/32,8/16", "--conc", "2", "--num-prompts", "8", "--server-url", server.url)
-        outcome = project.run(*points, *gate, "--submit-team", "Team", "--leaderboard-url", board)
+        outcome = project.run(*points, *gate, "--submit-team", "Team", "--leaderboard-url", boards)
         assert outcome.status == 0, outcome
-        assert sorted((row["isl"], row["osl"], row["conc"]) for row in stored(database)) == [(8, 16, 2), (16, 32, 2)]
+        assert [(row["isl"], row["osl"], row["conc"]) for row in stored(database, "Team")] == [(8, 16, 2), (16, 32, 2)]
     assert f"dsr1: submits to {url}/isl16osl32 (a rehearsal on this machine)" in outcome.output
     assert outcome.output.count("CONC 2: submitted, event ") == 2
 
@@ -273,7 +258,7 @@ def test_interrupted_session_submits_nothing(project: Project) -> None:
     """Finished points are in the outbox; the command that is printed sends them."""
     gate = with_baseline(project, None)
     with (
-        byte_server(engine="pytest-dsr1-reference") as server,
+        scoring_server(engine="pytest-dsr1-reference") as server,
         scripted_space(labels=fourteen_optional()) as space,
     ):
         submit = ("--server-url", server.url, "--submit-team", "Team", "--leaderboard-url", space.url)
@@ -304,7 +289,7 @@ def test_conftest_objects_to_a_result(project: Project) -> None:
         "    return [f'not today, loopback={loopback}'] if result.point.conc == 2 else None",
     )
     with (
-        byte_server(engine="pytest-dsr1-reference") as server,
+        scoring_server(engine="pytest-dsr1-reference") as server,
         scripted_space(labels=fourteen_optional()) as space,
     ):
         submit = ("--server-url", server.url, "--submit-team", "Team", "--leaderboard-url", space.url)
@@ -353,7 +338,7 @@ def test_reference_engine_is_a_usage_error(project: Project) -> None:
 
 def test_unknown_number_of_gpus_is_a_usage_error(project: Project) -> None:
     """Without it there is no throughput per GPU."""
-    with byte_server() as server:
+    with scoring_server() as server:
         outcome = refused(project, "--submit-team", "T", "--server-url", server.url)
     assert "type --tp N" in outcome.output
 

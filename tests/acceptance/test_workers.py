@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.engine import running_engine
 from tests.project import Project, wait_until
+from tests.scoring import scoring_server, with_baseline
 from tests.servers.timed import TimedServer, timed_server
 
 SWEEP = ("--scenario", "16/1,8/1", "--accuracy", "off", "--num-prompts", "20", "--conc", "1,2,4", "--prompt-seed", "7")
@@ -86,13 +86,15 @@ def _without_times(summary: Path) -> list[str]:
     return [line.partition(" (")[0] for line in summary.read_text().splitlines() if line.startswith("[")]
 
 
-def test_two_embedded_engines(project: Project, reference_url: str, tmp_path: Path) -> None:
-    """Accuracy and performance of one concurrency on the same engine; no accuracy is measured twice."""
-    with running_engine(tmp_path) as other:
+def test_accuracy_and_performance_on_one_server(project: Project) -> None:
+    """Both tests of a concurrency run in one worker; no accuracy is measured twice."""
+    gate = with_baseline(project, None)
+    engine = {"engine": "pytest-dsr1-reference"}
+    with scoring_server(**engine) as one, scoring_server(**engine) as other:
         args = ("--isl", "16", "--osl", "1", "--conc", "1,2", "--num-prompts", "8")
-        outcome = project.run(*args, "--server-url", reference_url, "--server-url", other.url, "-n", "auto", "-v")
+        outcome = project.run(*args, *gate, *urls(one, other), "-n", "auto", "-v")
     assert outcome.status == 0, outcome
-    assert {result["server"]["url"] for result in results(project).values()} == {reference_url, other.url}
+    assert {result["server"]["url"] for result in results(project).values()} == {one.url, other.url}
     by_test = {test: worker for worker, test in re.findall(r"\[(gw\d)\].* PASSED (\S+)", outcome.output)}
     for conc in (1, 2):
         tests = [f"tests_bench/test_sweep.py::{test}[isl16-osl1-conc{conc}]" for test in ("test_accuracy", "test_perf")]
@@ -100,10 +102,11 @@ def test_two_embedded_engines(project: Project, reference_url: str, tmp_path: Pa
 
 
 def test_fewer_workers_than_servers(project: Project, pair: tuple[TimedServer, TimedServer]) -> None:
-    """A server without a worker is left alone."""
-    outcome = project.run(*SWEEP, *urls(*pair), "-n", "1")
+    """A server without a worker is left alone; -k selects the same tests as without workers."""
+    outcome = project.run(*SWEEP, *urls(*pair), "-n", "1", "-k", "conc2")
     assert outcome.status == 0, outcome
-    assert not pair[1].truth()["requests"]
+    assert sorted(results(project)) == ["result_isl16_osl1_conc2.json", "result_isl8_osl1_conc2.json"]
+    assert [len(server.truth()["requests"]) for server in pair] == [2 * REQUESTS[2], 0]
     assert {result["server"]["concurrent_servers"] for result in results(project).values()} == {1}
 
 
@@ -143,16 +146,8 @@ def test_strangers_tests_are_distributed_as_ever(project: Project) -> None:
     assert {"[gw0]", "[gw1]"} <= set(outcome.output.split())
 
 
-def test_selected_by_name(project: Project, pair: tuple[TimedServer, TimedServer]) -> None:
-    """-k selects the same tests as without workers."""
-    outcome = project.run(*SWEEP, *urls(*pair), "-n", "2", "-k", "conc2")
-    assert outcome.status == 0, outcome
-    assert sorted(results(project)) == ["result_isl16_osl1_conc2.json", "result_isl8_osl1_conc2.json"]
-    assert sum(len(server.truth()["requests"]) for server in pair) == 2 * REQUESTS[2]
-
-
 def test_interrupted_and_resumed(project: Project) -> None:
-    """What both workers had finished counts, and the rest is measured."""
+    """What both workers had finished counts, and one worker measures the rest."""
     # Each server finishes a point, whichever it is, and gets stuck in its second one.
     stuck = {max(REQUESTS.values()) + 1: {"stall_at": 0}}
     with (
@@ -167,7 +162,7 @@ def test_interrupted_and_resumed(project: Project) -> None:
         finished = results(project)
         assert len(finished) >= 2
         again = [word for batch in project.batches for word in ("--resume", str(batch))]
-        outcome = project.run(*again, "-n", "2")
+        outcome = project.run(*again, "-n", "1")
         assert outcome.status == 0, outcome
     assert len(results(project)) == 6
     assert finished.items() <= results(project).items()

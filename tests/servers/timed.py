@@ -7,7 +7,6 @@ before its system call. As a process of its own: `with timed_server(ttft_s=0.1, 
 from __future__ import annotations
 
 import heapq
-import http.client
 import json
 import os
 import select
@@ -29,6 +28,8 @@ from tests.servers.answers import Answer, Composer, EchoFault, Step, completion,
 SPIN_NS = 150_000
 #: Ask the kernel for arrival times, and the kind of message that brings them (Linux; Python has no name for it).
 _SO_TIMESTAMPNS = 35
+#: Of /tokenize; as many as let a corpus of a megabyte be scored in a moment.
+BYTES_PER_TOKEN = 16
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -87,6 +88,9 @@ class TimedServer:
         `connections` (opened), `open` (now, that which asks included), `in_flight` (the most at a time), `flushes`,
         `fifo`.
         """
+        # Imported here: the server's process, which starts for nearly every test, does without it.
+        import http.client
+
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", "/truth")
@@ -138,7 +142,8 @@ def timed_server(
         "cpu": cpu,
         "fifo": fifo,
     }
-    command = [sys.executable, "-m", "tests.servers.timed", json.dumps(options)]
+    # Not "-m", whose module is compiled at every start.
+    command = [sys.executable, "-c", "from tests.servers.timed import main; main()", json.dumps(options)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=_ROOT) as process:
         try:
             assert process.stdout is not None
@@ -355,8 +360,8 @@ class ScriptedServer:
                 self._counts["flushes"] += 1
                 return response(200, {"message": "Cache flushed."})
             case "/tokenize":
-                # A tokenizer of bytes.
-                tokens = list(json.loads(body)["prompt"].encode())
+                # A token is named by the first of its bytes.
+                tokens = list(json.loads(body)["prompt"].encode()[::BYTES_PER_TOKEN])
                 return response(200, {"tokens": tokens, "count": len(tokens)})
             case "/v1/completions":
                 return completion(json.loads(body), script.echo_logprob, script.echo_fault)
@@ -390,7 +395,8 @@ def _lengths(body: bytes) -> tuple[int | None, int | None, int, int]:
     return int(ids[0]), int(ids[1]) if len(ids) > 1 else None, body.count(b",", start, end) + 1, int(digits)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The server's process: the first argument is its script, as JSON."""
     options = json.loads(sys.argv[1])
     options["answers"] = {int(number): fields for number, fields in options["answers"].items()}
     ScriptedServer(Script(**options)).run()
